@@ -1,0 +1,45 @@
+//! The command line: what is parsed, which command runs, what it prints and its exit code.
+//! Every command is a file of `cli/`, a `clap` argument struct and a `run` that returns [`Failure`].
+
+mod dev_vault;
+pub mod failure;
+
+use clap::{Parser, Subcommand};
+pub use failure::{Exit, Failure};
+use std::process::ExitCode;
+
+/// Encrypted files that can be read only while a key in a cloud KMS says so.
+#[derive(Parser)]
+#[command(name = "kmsfs", version, about, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run an embedded Key Vault on loopback, to try and to test everything without a cloud
+    #[command(subcommand)]
+    DevVault(dev_vault::DevVault),
+}
+
+/// Runs the program's command line and returns the process's exit code.
+pub fn run() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
+        }
+    };
+    let result = match arguments.command {
+        Command::DevVault(command) => dev_vault::run(command),
+    };
+    match result {
+        Ok(()) => Exit::Ok.into(),
+        Err(failure) => {
+            failure.print();
+            failure.exit.into()
+        }
+    }
+}

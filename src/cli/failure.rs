@@ -1,0 +1,90 @@
+//! How a command fails: an exit code that scripts can rely on, a message and a hint for people.
+
+use crate::kms::{KmsError, KmsErrorKind};
+use std::process::ExitCode;
+
+/// The exit codes. Stable: scripts depend on the numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All went well.
+    Ok = 0,
+    /// A failure that has no code of its own.
+    Failure = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// The volume is missing, not a volume, or damaged.
+    Volume = 3,
+    /// The mountpoint is missing, not a directory, not empty, or nothing is mounted there.
+    Mountpoint = 4,
+    /// FUSE is not available: no `/dev/fuse`, or no `fusermount3`.
+    FuseMissing = 5,
+    /// The KMS answered and refused: the key is disabled or deleted, or access was removed.
+    KmsRefused = 6,
+    /// The KMS did not answer in time.
+    KmsUnreachable = 7,
+    /// No credentials for the KMS, or they were not accepted.
+    Credentials = 8,
+    /// The volume is already mounted, or the mountpoint is taken; the message names the holder.
+    AlreadyMounted = 9,
+    /// Something still uses the mount.
+    Busy = 10,
+    /// The KMS answers, but this is not the key (or not the volume) that it takes.
+    WrongKey = 11,
+    /// The KMS or the key is set up in a way that cannot work.
+    KmsMisconfigured = 12,
+    /// The disk is full, or the backing directory cannot be read or written.
+    Store = 13,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The process's exit code.
+    pub exit: Exit,
+    /// One line: what is wrong, lower case.
+    pub message: String,
+    /// One line: what to do about it.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure without a hint.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), hint: None }
+    }
+
+    /// The same with a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Writes `error: …` and `hint: …` to standard error.
+    pub fn print(&self) {
+        eprintln!("error: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("hint: {hint}");
+        }
+    }
+}
+
+impl From<KmsError> for Failure {
+    fn from(error: KmsError) -> Self {
+        let exit = match error.kind {
+            KmsErrorKind::Refused => Exit::KmsRefused,
+            KmsErrorKind::Unreachable => Exit::KmsUnreachable,
+            KmsErrorKind::Damaged => Exit::WrongKey,
+            KmsErrorKind::Misconfigured => Exit::KmsMisconfigured,
+            KmsErrorKind::Credentials => Exit::Credentials,
+        };
+        Self { exit, message: error.to_string(), hint: error.hint }
+    }
+}

@@ -1,0 +1,138 @@
+//! The seam to a key management service: wrap and unwrap 32-byte secrets under a KEK that never leaves it.
+//! One file per provider in `kms/`; each only translates its cloud's words. Depends on `units` and `crypto`.
+//! Invariant: an error says what the caller can do about it, and a refusal is never confused with silence.
+
+use crate::crypto::Secret32;
+use crate::units::VolumeId;
+use std::fmt;
+use std::time::Duration;
+
+/// The full name of a KEK *including its version*, as its own cloud writes it:
+/// `https://NAME.vault.azure.net/keys/KEY/VERSION`, or `file:PATH#FINGERPRINT` for a raw key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KekId(pub String);
+
+impl fmt::Display for KekId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How a secret was wrapped. The number is what is written to disk: frozen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum WrapAlgorithm {
+    /// RSA-OAEP with SHA-256 and MGF1-SHA-256 (RFC 8017), blob as long as the modulus.
+    RsaOaep256 = 1,
+    /// The local provider's AES-256-GCM with a 24-byte nonce: nonce ‖ ciphertext ‖ tag, 72 bytes.
+    LocalAes256Gcm = 2,
+}
+
+impl WrapAlgorithm {
+    /// The algorithm with this number on disk.
+    pub fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Self::RsaOaep256),
+            2 => Some(Self::LocalAes256Gcm),
+            _ => None,
+        }
+    }
+}
+
+/// The longest blob that a provider may return, in bytes: RSA-4096, and the room in a file's header.
+pub const MAX_WRAPPED_LEN: usize = 512;
+
+/// A secret as the KMS wrapped it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Wrapped {
+    /// The KEK, with its version, that has to be asked to unwrap it.
+    pub kek: KekId,
+    /// How it was wrapped.
+    pub algorithm: WrapAlgorithm,
+    /// The wrapped bytes, at most [`MAX_WRAPPED_LEN`].
+    pub blob: Vec<u8>,
+}
+
+/// A key management service with one KEK of one volume. Calls block, for [`Kms::deadline`] at the most:
+/// never call them on a thread that serves the kernel.
+pub trait Kms: Send + Sync {
+    /// Wraps a secret under the newest version of the KEK. With an RSA key this may happen locally and
+    /// proves nothing about the KMS. `volume` goes into the context where the service binds one.
+    ///
+    /// # Errors
+    /// See [`KmsError`].
+    fn wrap(&self, secret: &Secret32, volume: VolumeId) -> Result<Wrapped, KmsError>;
+
+    /// Unwraps with exactly the KEK version that the blob names. Always asks the KMS.
+    ///
+    /// # Errors
+    /// See [`KmsError`].
+    fn unwrap(&self, wrapped: &Wrapped, volume: VolumeId) -> Result<Secret32, KmsError>;
+
+    /// The newest version of the KEK, asked of the KMS now.
+    ///
+    /// # Errors
+    /// See [`KmsError`].
+    fn current(&self) -> Result<KekId, KmsError>;
+
+    /// The longest that one call may take, its own retries included.
+    fn deadline(&self) -> Duration;
+}
+
+/// Which of the four answers a failed call to a KMS amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KmsErrorKind {
+    /// The KMS answered, and said no: disabled, deleted, access removed, firewall. This is a revocation.
+    Refused,
+    /// No usable answer: timeout, DNS, TLS, 5xx, throttled. Says nothing about the key's owner's will.
+    Unreachable,
+    /// The wrapped bytes are not what this key wrapped: damage, or the wrong key. Never a revocation.
+    Damaged,
+    /// The request itself is wrong: unknown form of key, operation not permitted by `key_ops`, bad CA file.
+    Misconfigured,
+    /// No credentials, or the identity provider refused them before the KMS was asked.
+    Credentials,
+}
+
+/// Why a call to a KMS failed, in words for a person and in a kind for the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KmsError {
+    /// What it amounts to.
+    pub kind: KmsErrorKind,
+    /// The service's own code where it gave one (`KeyDisabled`, `ForbiddenByRbac`, `Throttled` …).
+    pub code: Option<String>,
+    /// What happened, lower case, without a final full stop, and without secrets.
+    pub message: String,
+    /// What to do about it, with the exact command where there is one.
+    pub hint: Option<String>,
+    /// The service's request id, which its own log also has.
+    pub request_id: Option<String>,
+    /// How long the service asked to be left alone.
+    pub retry_after: Option<Duration>,
+}
+
+impl KmsError {
+    /// An error of this kind with a message and nothing else.
+    pub fn new(kind: KmsErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, code: None, message: message.into(), hint: None, request_id: None, retry_after: None }
+    }
+
+    /// The same with a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for KmsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if let Some(code) = &self.code {
+            write!(f, " ({code})")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for KmsError {}
