@@ -15,5 +15,7 @@
 pub mod cli;
 pub mod crypto;
 pub mod dev_vault;
+pub mod format;
 pub mod kms;
+pub mod store;
 pub mod units;

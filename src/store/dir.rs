@@ -1,0 +1,476 @@
+//! The real store: a directory of the host, through system calls relative to open directories. One component at
+//! a time and never through a symbolic link, so that nothing planted in it leads outside (pitfall: symlink races).
+
+use super::{DirEntry, Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile, Timestamp};
+use crate::units::StoredOffset;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
+use std::any::Any;
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A directory of the host as a store.
+pub struct DirStore {
+    root: Arc<Dir>,
+}
+
+struct Dir(Handle);
+struct File(Handle);
+/// An open file, directory, or (with `O_PATH`) inode of any kind.
+struct Handle {
+    fd: OwnedFd,
+    /// Opened with `O_PATH`: several calls then have to go through `/proc/self/fd`.
+    path_only: bool,
+}
+
+impl DirStore {
+    /// Opens a directory of the host. Symbolic links in `path` itself are followed: it is the operator's.
+    ///
+    /// # Errors
+    /// The system's, if it cannot be opened or is not a directory.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { root: Arc::new(Dir(Handle { fd, path_only: false })) })
+    }
+}
+
+impl Store for DirStore {
+    fn root(&self) -> Arc<dyn StoreDir> {
+        Arc::<Dir>::clone(&self.root)
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.root.0.fd)?)
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        let space = rustix::fs::fstatvfs(&self.root.0.fd)?;
+        Ok(Space {
+            fragment: space.f_frsize as u32,
+            blocks: space.f_blocks,
+            free: space.f_bfree,
+            available: space.f_bavail,
+            files: space.f_files,
+            files_free: space.f_ffree,
+        })
+    }
+}
+
+impl Dir {
+    fn of(dir: &dyn StoreDir) -> io::Result<&Self> {
+        dir.as_any().downcast_ref().ok_or_else(|| Errno::XDEV.into())
+    }
+
+    fn open_at(&self, name: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+        component(name)?;
+        Ok(rustix::fs::openat(&self.0.fd, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+    }
+}
+
+/// The store is addressed one component at a time; anything else is a mistake of ours, refused here once more.
+fn component(name: &[u8]) -> io::Result<()> {
+    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') {
+        return Err(Errno::INVAL.into());
+    }
+    Ok(())
+}
+
+impl StoreDir for Dir {
+    fn inode(&self) -> &dyn Inode {
+        &self.0
+    }
+
+    fn stat(&self, name: &[u8]) -> io::Result<Stat> {
+        component(name)?;
+        Ok(stat_from(&rustix::fs::statat(&self.0.fd, name, AtFlags::SYMLINK_NOFOLLOW)?))
+    }
+
+    fn entry(&self, name: &[u8]) -> io::Result<Box<dyn Inode>> {
+        Ok(Box::new(Handle { fd: self.open_at(name, OFlags::PATH)?, path_only: true }))
+    }
+
+    fn open_file(&self, name: &[u8], writable: bool) -> io::Result<Arc<dyn StoreFile>> {
+        let access = if writable { OFlags::RDWR } else { OFlags::RDONLY };
+        // NONBLOCK: a FIFO put in the file's place must not hang us; regular files ignore it.
+        let fd = self.open_at(name, access | OFlags::NOCTTY | OFlags::NONBLOCK)?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
+        if kind != FileType::RegularFile {
+            return Err(if kind == FileType::Directory { Errno::ISDIR } else { Errno::STALE }.into());
+        }
+        Ok(Arc::new(File(Handle { fd, path_only: false })))
+    }
+
+    fn create_file(&self, name: &[u8], permissions: u32) -> io::Result<Arc<dyn StoreFile>> {
+        component(name)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.0.fd, name, flags, Mode::from_raw_mode(permissions))?;
+        Ok(Arc::new(File(Handle { fd, path_only: false })))
+    }
+
+    fn open_dir(&self, name: &[u8]) -> io::Result<Arc<dyn StoreDir>> {
+        let fd = self.open_at(name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        Ok(Arc::new(Dir(Handle { fd, path_only: false })))
+    }
+
+    fn make_dir(&self, name: &[u8], permissions: u32) -> io::Result<()> {
+        component(name)?;
+        Ok(rustix::fs::mkdirat(&self.0.fd, name, Mode::from_raw_mode(permissions))?)
+    }
+
+    fn make_node(&self, name: &[u8], kind: Kind, permissions: u32, rdev: u64) -> io::Result<()> {
+        component(name)?;
+        let kind = match kind {
+            Kind::File => FileType::RegularFile,
+            Kind::Fifo => FileType::Fifo,
+            Kind::Socket => FileType::Socket,
+            Kind::CharDevice => FileType::CharacterDevice,
+            Kind::BlockDevice => FileType::BlockDevice,
+            Kind::Directory | Kind::Symlink => return Err(Errno::INVAL.into()),
+        };
+        Ok(rustix::fs::mknodat(&self.0.fd, name, kind, Mode::from_raw_mode(permissions), rdev)?)
+    }
+
+    fn make_symlink(&self, name: &[u8], target: &[u8]) -> io::Result<()> {
+        component(name)?;
+        Ok(rustix::fs::symlinkat(target, &self.0.fd, name)?)
+    }
+
+    fn read_symlink(&self, name: &[u8]) -> io::Result<Vec<u8>> {
+        component(name)?;
+        Ok(rustix::fs::readlinkat(&self.0.fd, name, Vec::new())?.into_bytes())
+    }
+
+    fn link(&self, name: &[u8], to: &dyn StoreDir, to_name: &[u8]) -> io::Result<()> {
+        component(name)?;
+        component(to_name)?;
+        Ok(rustix::fs::linkat(&self.0.fd, name, &Self::of(to)?.0.fd, to_name, AtFlags::empty())?)
+    }
+
+    fn rename(&self, name: &[u8], to: &dyn StoreDir, to_name: &[u8], mode: RenameMode) -> io::Result<()> {
+        component(name)?;
+        component(to_name)?;
+        let to = &Self::of(to)?.0.fd;
+        let flags = match mode {
+            // Plain renameat works on filesystems that know no flags.
+            RenameMode::Replace => return Ok(rustix::fs::renameat(&self.0.fd, name, to, to_name)?),
+            RenameMode::NoReplace => RenameFlags::NOREPLACE,
+            RenameMode::Exchange => RenameFlags::EXCHANGE,
+        };
+        Ok(rustix::fs::renameat_with(&self.0.fd, name, to, to_name, flags)?)
+    }
+
+    fn unlink(&self, name: &[u8]) -> io::Result<()> {
+        component(name)?;
+        Ok(rustix::fs::unlinkat(&self.0.fd, name, AtFlags::empty())?)
+    }
+
+    fn remove_dir(&self, name: &[u8]) -> io::Result<()> {
+        component(name)?;
+        Ok(rustix::fs::unlinkat(&self.0.fd, name, AtFlags::REMOVEDIR)?)
+    }
+
+    fn list(&self) -> io::Result<Vec<DirEntry>> {
+        // A descriptor of its own: the position in a directory belongs to the open file description.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.0.fd, c".", flags, Mode::empty())?;
+        let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
+        let mut entries = Vec::new();
+        let mut iterator = rustix::fs::RawDir::new(fd, &mut buffer);
+        while let Some(entry) = iterator.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                entries.push(DirEntry { name: name.to_vec(), ino: entry.ino(), kind: kind_from(entry.file_type()) });
+            }
+        }
+        Ok(entries)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::fsync(&self.0.fd)?)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl StoreFile for File {
+    fn read_at(&self, buffer: &mut [u8], offset: StoredOffset) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match rustix::io::pread(&self.0.fd, &mut buffer[done..], offset.0 + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(Errno::INTR) => (),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: StoredOffset) -> io::Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            match rustix::io::pwrite(&self.0.fd, &bytes[done..], offset.0 + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => (),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: StoredOffset) -> io::Result<()> {
+        Ok(rustix::fs::ftruncate(&self.0.fd, len.0)?)
+    }
+
+    fn punch(&self, offset: StoredOffset, len: u64) -> io::Result<()> {
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.0.fd, flags, offset.0, len)?)
+    }
+
+    fn reserve(&self, offset: StoredOffset, len: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(&self.0.fd, rustix::fs::FallocateFlags::KEEP_SIZE, offset.0, len)?)
+    }
+
+    fn seek(&self, offset: StoredOffset, what: Seek) -> io::Result<Option<StoredOffset>> {
+        let position = match what {
+            Seek::Data => rustix::fs::SeekFrom::Data(offset.0),
+            Seek::Hole => rustix::fs::SeekFrom::Hole(offset.0),
+        };
+        match rustix::fs::seek(&self.0.fd, position) {
+            Ok(found) => Ok(Some(StoredOffset(found))),
+            Err(Errno::NXIO) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn sync(&self, data_only: bool) -> io::Result<()> {
+        Ok(if data_only { rustix::fs::fdatasync(&self.0.fd) } else { rustix::fs::fsync(&self.0.fd) }?)
+    }
+
+    fn inode(&self) -> &dyn Inode {
+        &self.0
+    }
+}
+
+impl Handle {
+    /// A path that leads to this very inode, whatever its names are.
+    fn proc_path(&self) -> CString {
+        #[expect(clippy::expect_used, reason = "digits and slashes")]
+        CString::new(format!("/proc/self/fd/{}", self.fd.as_raw_fd())).expect("no zero byte")
+    }
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Inode for Handle {
+    fn stat(&self) -> io::Result<Stat> {
+        Ok(stat_from(&rustix::fs::fstat(&self.fd)?))
+    }
+
+    fn set_permissions(&self, permissions: u32) -> io::Result<()> {
+        let mode = Mode::from_raw_mode(permissions);
+        Ok(if self.path_only {
+            rustix::fs::chmodat(CWD, self.proc_path(), mode, AtFlags::empty())
+        } else {
+            rustix::fs::fchmod(&self.fd, mode)
+        }?)
+    }
+
+    fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        let uid = uid.map(rustix::fs::Uid::from_raw);
+        let gid = gid.map(rustix::fs::Gid::from_raw);
+        Ok(rustix::fs::chownat(&self.fd, c"", uid, gid, AtFlags::EMPTY_PATH)?)
+    }
+
+    fn set_times(&self, atime: SetTime, mtime: SetTime) -> io::Result<()> {
+        let times = Timestamps { last_access: timespec(atime), last_modification: timespec(mtime) };
+        Ok(if self.path_only {
+            rustix::fs::utimensat(&self.fd, c"", &times, AtFlags::EMPTY_PATH)
+        } else {
+            rustix::fs::futimens(&self.fd, &times)
+        }?)
+    }
+
+    fn xattr(&self, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            let len = match self.getxattr(name, &mut []) {
+                Ok(len) => len,
+                Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            let mut value = vec![0; len];
+            match self.getxattr(name, &mut value) {
+                Ok(len) => {
+                    value.truncate(len);
+                    return Ok(Some(value));
+                }
+                // It grew or went in between.
+                Err(Errno::RANGE | Errno::NODATA) => (),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn xattr_names(&self) -> io::Result<Vec<Vec<u8>>> {
+        loop {
+            let len = match self.listxattr(&mut []) {
+                Ok(len) => len,
+                Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+                Err(error) => return Err(error.into()),
+            };
+            let mut names = vec![0; len];
+            match self.listxattr(&mut names) {
+                Ok(len) => {
+                    names.truncate(len);
+                    return Ok(names.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect());
+                }
+                Err(Errno::RANGE) => (),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn set_xattr(&self, name: &[u8], value: &[u8], how: SetXattr) -> io::Result<()> {
+        let flags = match how {
+            SetXattr::Any => XattrFlags::empty(),
+            SetXattr::Create => XattrFlags::CREATE,
+            SetXattr::Replace => XattrFlags::REPLACE,
+        };
+        Ok(if self.path_only {
+            rustix::fs::setxattr(self.proc_path(), name, value, flags)
+        } else {
+            rustix::fs::fsetxattr(&self.fd, name, value, flags)
+        }?)
+    }
+
+    fn remove_xattr(&self, name: &[u8]) -> io::Result<()> {
+        Ok(if self.path_only {
+            rustix::fs::removexattr(self.proc_path(), name)
+        } else {
+            rustix::fs::fremovexattr(&self.fd, name)
+        }?)
+    }
+}
+
+impl Handle {
+    fn getxattr(&self, name: &[u8], value: &mut [u8]) -> Result<usize, Errno> {
+        if self.path_only {
+            rustix::fs::getxattr(self.proc_path(), name, value)
+        } else {
+            rustix::fs::fgetxattr(&self.fd, name, value)
+        }
+    }
+
+    fn listxattr(&self, names: &mut [u8]) -> Result<usize, Errno> {
+        if self.path_only {
+            rustix::fs::listxattr(self.proc_path(), names)
+        } else {
+            rustix::fs::flistxattr(&self.fd, names)
+        }
+    }
+}
+
+fn timespec(time: SetTime) -> Timespec {
+    match time {
+        SetTime::Keep => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        SetTime::Now => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
+        SetTime::At(at) => Timespec { tv_sec: at.seconds, tv_nsec: at.nanoseconds.into() },
+    }
+}
+
+fn stat_from(stat: &rustix::fs::Stat) -> Stat {
+    let time = |seconds: i64, nanoseconds: u64| Timestamp { seconds, nanoseconds: nanoseconds as u32 };
+    Stat {
+        ino: stat.st_ino,
+        kind: kind_from(FileType::from_raw_mode(stat.st_mode)).unwrap_or(Kind::File),
+        permissions: stat.st_mode & 0o7777,
+        nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        rdev: stat.st_rdev,
+        len: StoredOffset(u64::try_from(stat.st_size).unwrap_or(0)),
+        blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
+        atime: time(stat.st_atime, stat.st_atime_nsec),
+        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+    }
+}
+
+fn kind_from(kind: FileType) -> Option<Kind> {
+    match kind {
+        FileType::RegularFile => Some(Kind::File),
+        FileType::Directory => Some(Kind::Directory),
+        FileType::Symlink => Some(Kind::Symlink),
+        FileType::Fifo => Some(Kind::Fifo),
+        FileType::Socket => Some(Kind::Socket),
+        FileType::CharacterDevice => Some(Kind::CharDevice),
+        FileType::BlockDevice => Some(Kind::BlockDevice),
+        FileType::Unknown => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, DirStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DirStore::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn names_of_more_than_one_component_are_refused() {
+        let (_keep, store) = store();
+        let root = store.root();
+        for name in [&b""[..], b".", b"..", b"a/b", b"/etc"] {
+            assert_eq!(root.stat(name).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+            assert!(root.open_file(name, false).is_err());
+            assert!(root.make_dir(name, 0o755).is_err());
+        }
+    }
+
+    #[test]
+    fn a_planted_symbolic_link_is_never_followed() {
+        let (keep, store) = store();
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        std::os::unix::fs::symlink(outside.path(), keep.path().join("file")).unwrap();
+        std::os::unix::fs::symlink("/", keep.path().join("dir")).unwrap();
+        let root = store.root();
+        assert!(root.open_file(b"file", true).is_err());
+        assert!(root.open_dir(b"dir").is_err());
+        assert!(root.create_file(b"file", 0o644).is_err());
+        let before = std::fs::metadata(outside.path()).unwrap().permissions();
+        let _ = root.entry(b"file").unwrap().set_permissions(0o777);
+        assert_eq!(std::fs::metadata(outside.path()).unwrap().permissions(), before);
+        assert_eq!(root.stat(b"file").unwrap().kind, Kind::Symlink);
+    }
+
+    #[test]
+    fn replacing_a_file_leaves_no_other_file_behind() {
+        let (_keep, store) = store();
+        let root = store.root();
+        for content in [&b"one"[..], b"two, longer", b""] {
+            replace(&*root, content);
+            let mut read = vec![0; 100];
+            let len = root.open_file(b"name", false).unwrap().read_at(&mut read, StoredOffset(0)).unwrap();
+            assert_eq!(&read[..len], content);
+            assert_eq!(root.list().unwrap().len(), 1);
+        }
+        fn replace(root: &dyn StoreDir, content: &[u8]) {
+            super::super::replace_file(root, b"name", content, 0o600).unwrap();
+        }
+    }
+}
