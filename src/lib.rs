@@ -16,6 +16,7 @@ pub mod cli;
 pub mod crypto;
 pub mod dev_vault;
 pub mod format;
+pub mod journal;
 pub mod kms;
 pub mod store;
 pub mod units;

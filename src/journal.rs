@@ -1,0 +1,322 @@
+//! The redo log: changes of what is already committed go through here, so that a crash leaves the old or the new
+//! version and nothing between. Depends on `store`, `units`. Everything in it is ciphertext or public, so recovery
+//! needs neither a key nor the KMS. Invariant: a record is applied in place only after it is durable, and a log
+//! is recycled only after everything in it was applied and is durable in place.
+//!
+//! Two log files take turns. `manual/format.md`, "The journal", has the bytes and the order of writes.
+
+mod log;
+mod record;
+pub mod recovery;
+
+use crate::store::StoreFile;
+use crate::units::{FileId, StoredOffset};
+use log::Log;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+pub use record::Update;
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes of each of the two log files.
+pub const LOG_LEN: u64 = 16 * 1024 * 1024;
+/// The most payload that one update may carry, in bytes: a quarter of a log, so that rotation stays rare.
+pub const MAX_UPDATE_LEN: usize = 4 * 1024 * 1024;
+
+/// A position in the history of the log: bytes appended since it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lsn(u64);
+
+/// Which file an update belongs to: enough to find it again without a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its id, which stands in the clear in its header.
+    pub file: FileId,
+    /// Its inode number in the backing filesystem.
+    pub ino: u64,
+    /// Where it was when it was opened, below the tree; may be out of date.
+    pub path: Vec<u8>,
+}
+
+/// The log of one volume.
+pub struct Journal {
+    inner: Mutex<Inner>,
+    progress: Condvar,
+    batch: AtomicU64,
+}
+
+struct Inner {
+    logs: [Log; 2],
+    active: usize,
+    /// Appended, not yet written to the active log.
+    buffer: Vec<u8>,
+    appended: u64,
+    durable: u64,
+    /// Somebody writes and syncs the log right now, without holding the lock.
+    writing: bool,
+    /// Somebody syncs the files that a log went to, without holding the lock.
+    cleaning: bool,
+    /// A write to the log failed: what was appended may or may not be there, so nothing more is promised.
+    broken: Option<i32>,
+    committed_batch: u64,
+    crashed_batches: Vec<u64>,
+}
+
+/// An update that was appended; to be handed back when it has been applied in place.
+#[must_use = "an update that is never reported as applied keeps the log from being recycled"]
+pub struct Appended {
+    lsn: Lsn,
+    log: usize,
+}
+
+impl Journal {
+    /// The batch to which new files belong that are created now (format.md, "New files").
+    pub fn batch(&self) -> u64 {
+        self.batch.load(Ordering::Acquire)
+    }
+
+    /// The batches in which the machine or the program went down; their new files are not to be trusted blindly.
+    pub fn crashed_batches(&self) -> Vec<u64> {
+        self.inner.lock().crashed_batches.clone()
+    }
+
+    /// Whether headers of this batch are committed: everything they describe is durable.
+    pub fn is_committed(&self, batch: u64) -> bool {
+        let inner = self.inner.lock();
+        batch <= inner.committed_batch && !inner.crashed_batches.contains(&batch)
+    }
+
+    /// Begins the next batch and returns the one that ends.
+    pub fn begin_batch(&self) -> u64 {
+        self.batch.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// Records, durably, that everything of `batch` is durable in place.
+    ///
+    /// # Errors
+    /// The log's own I/O errors.
+    pub fn commit_batch(&self, batch: u64) -> io::Result<()> {
+        let lsn = {
+            let mut inner = self.inner.lock();
+            self.make_room(&mut inner, record::BATCH_LEN)?;
+            let place = inner.place();
+            record::encode_batch(batch, &place, &mut inner.buffer);
+            inner.finish_append(record::BATCH_LEN)
+        };
+        self.sync(lsn)?;
+        let mut inner = self.inner.lock();
+        inner.committed_batch = inner.committed_batch.max(batch);
+        Ok(())
+    }
+
+    /// Forgets the batches that went down: every file was checked since.
+    pub fn forgive_crashed_batches(&self) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        inner.crashed_batches.clear();
+        // The list is in the logs' headers: a rotation writes the new one.
+        self.rotate(&mut inner)?;
+        self.rotate(&mut inner)
+    }
+
+    /// Appends an update. It is durable only after [`sync`](Self::sync), and must then be applied in place and
+    /// reported with [`applied`](Self::applied). What it relies on in place must be durable already.
+    ///
+    /// # Errors
+    /// The log's own I/O errors; then nothing was appended.
+    pub fn append(&self, target: &Target, update: &Update) -> io::Result<Appended> {
+        let len = record::update_len(target, update);
+        let mut inner = self.inner.lock();
+        self.make_room(&mut inner, len)?;
+        let place = inner.place();
+        record::encode_update(target, update, &place, &mut inner.buffer);
+        let lsn = inner.finish_append(len);
+        let log = inner.active;
+        inner.logs[log].unapplied += 1;
+        Ok(Appended { lsn, log })
+    }
+
+    /// Waits until everything up to `appended` is durable: one write and one sync for all who wait at that time.
+    ///
+    /// # Errors
+    /// The log's own I/O errors.
+    pub fn sync_appended(&self, appended: &Appended) -> io::Result<()> {
+        self.sync(appended.lsn)
+    }
+
+    fn sync(&self, lsn: Lsn) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        loop {
+            inner.check()?;
+            if inner.durable >= lsn.0 {
+                return Ok(());
+            }
+            if inner.writing {
+                self.progress.wait(&mut inner);
+            } else {
+                self.write_out(&mut inner)?;
+            }
+        }
+    }
+
+    /// Tells that an update has been applied to `file` (or that the file is gone).
+    pub fn applied(&self, appended: Appended, ino: u64, file: Option<&Arc<dyn StoreFile>>) {
+        let mut inner = self.inner.lock();
+        let log = &mut inner.logs[appended.log];
+        log.unapplied -= 1;
+        if let Some(file) = file {
+            log.touched.insert(ino, Arc::clone(file));
+        }
+        drop(inner);
+        self.progress.notify_all();
+    }
+
+    /// Whether the inactive log waits to be cleaned, or the active one is half full.
+    pub fn wants_checkpoint(&self) -> bool {
+        let inner = self.inner.lock();
+        !inner.logs[1 - inner.active].touched.is_empty()
+    }
+
+    /// Makes everything durable in place that the inactive log holds, so that the next rotation need not wait.
+    ///
+    /// # Errors
+    /// Those of syncing the files.
+    pub fn checkpoint(&self) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        let idle = 1 - inner.active;
+        self.clean(&mut inner, idle)
+    }
+
+    /// Applies the rest and marks the log as cleanly closed: the next mount has nothing to recover.
+    ///
+    /// # Errors
+    /// Those of the log and of syncing the files.
+    pub fn close(&self) -> io::Result<()> {
+        let batch = self.begin_batch();
+        self.commit_batch(batch)?;
+        let mut inner = self.inner.lock();
+        for which in [1 - inner.active, inner.active] {
+            self.clean(&mut inner, which)?;
+        }
+        let active = inner.active;
+        let state = inner.header_state(true);
+        inner.logs[active].recycle(&state)?;
+        inner.logs[1 - active].retire()
+    }
+
+    /// Writes and syncs the buffer. The lock is released meanwhile, so that others can append for the next round.
+    fn write_out(&self, inner: &mut MutexGuard<'_, Inner>) -> io::Result<()> {
+        let buffer = std::mem::take(&mut inner.buffer);
+        let active = inner.active;
+        let file = Arc::clone(&inner.logs[active].file);
+        let position = inner.logs[active].position;
+        inner.logs[active].position += buffer.len() as u64;
+        let upto = inner.appended;
+        inner.writing = true;
+        let result = MutexGuard::unlocked(inner, || file.write_at(&buffer, StoredOffset(position)).and_then(|()| file.sync(true)));
+        inner.writing = false;
+        self.progress.notify_all();
+        match result {
+            Ok(()) => {
+                inner.durable = upto;
+                inner.logs[active].synced = position + buffer.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                inner.broken = Some(error.raw_os_error().unwrap_or(libc::EIO));
+                Err(error)
+            }
+        }
+    }
+
+    fn make_room(&self, inner: &mut MutexGuard<'_, Inner>, len: usize) -> io::Result<()> {
+        inner.check()?;
+        let log = &inner.logs[inner.active];
+        if log.position + (inner.buffer.len() + len) as u64 > LOG_LEN {
+            self.rotate(inner)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the other log the active one:
+    /// 1. the buffer is written and synced (a crash after it: replayed);
+    /// 2. the other log is cleaned (a crash: its records are replayed once more, which changes nothing);
+    /// 3. its header is rewritten with the next sequence number and synced (a crash: its old header, whose records
+    ///    are applied, or a damaged one, which counts as empty; either way the log of step 1 is complete).
+    fn rotate(&self, inner: &mut MutexGuard<'_, Inner>) -> io::Result<()> {
+        while inner.writing {
+            self.progress.wait(inner);
+        }
+        inner.check()?;
+        if !inner.buffer.is_empty() {
+            self.write_out(inner)?;
+            // The lock was released: somebody else may have begun to write, or even have rotated.
+            return if inner.buffer.is_empty() && !inner.writing { self.switch(inner) } else { self.rotate(inner) };
+        }
+        self.switch(inner)
+    }
+
+    fn switch(&self, inner: &mut MutexGuard<'_, Inner>) -> io::Result<()> {
+        let from = inner.active;
+        let idle = 1 - from;
+        self.clean(inner, idle)?;
+        if inner.active != from || inner.writing || !inner.buffer.is_empty() {
+            // Others went on while the files were synced; if they rotated, there is room now.
+            return if inner.active == from { self.rotate(inner) } else { Ok(()) };
+        }
+        let state = inner.header_state(false);
+        inner.logs[idle].recycle(&state)?;
+        inner.active = idle;
+        Ok(())
+    }
+
+    /// Waits until every update of a log is applied, and syncs the files that they went to.
+    fn clean(&self, inner: &mut MutexGuard<'_, Inner>, which: usize) -> io::Result<()> {
+        while inner.cleaning || inner.logs[which].unapplied > 0 {
+            self.progress.wait(inner);
+        }
+        inner.cleaning = true;
+        let touched: HashMap<_, _> = std::mem::take(&mut inner.logs[which].touched);
+        let result = MutexGuard::unlocked(inner, || {
+            for file in touched.values() {
+                file.sync(true)?;
+            }
+            Ok(())
+        });
+        inner.cleaning = false;
+        self.progress.notify_all();
+        result.map_err(|error| {
+            inner.logs[which].touched.extend(touched);
+            error
+        })
+    }
+}
+
+impl Inner {
+    fn check(&self) -> io::Result<()> {
+        self.broken.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(code)))
+    }
+
+    fn place(&self) -> record::Place {
+        let log = &self.logs[self.active];
+        record::Place {
+            sequence: log.sequence,
+            position: log.position + self.buffer.len() as u64,
+            synced: log.synced,
+        }
+    }
+
+    fn finish_append(&mut self, len: usize) -> Lsn {
+        self.appended += len as u64;
+        Lsn(self.appended)
+    }
+
+    fn header_state(&self, clean: bool) -> log::State {
+        log::State {
+            sequence: self.logs.iter().map(|log| log.sequence).max().unwrap_or(0) + 1,
+            clean,
+            committed_batch: self.committed_batch,
+            crashed_batches: self.crashed_batches.clone(),
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! What a mount does with the log that it finds: replay it. Needs no key. Replaying is idempotent, and the logs are
+//! retired only when everything is durable in place, so recovery may itself be cut at any point.
+//!
+//! 1. read both logs, older first (a crash: nothing has changed);
+//! 2. for each file with updates, put the last version of each byte in place and sync it (a crash: some files are
+//!    recovered, and will be once more);
+//! 3. begin a new log whose header names the batch that went down, and retire the other one (a crash between the
+//!    two: the retired log's records would be applied once more, before anything else has changed).
+
+use super::log::{self, Log, State};
+use super::record::{self, Record};
+use super::{Inner, Journal, LOG_LEN, Target, Update};
+use crate::format::PAGE;
+use crate::store::{Kind, RenameMode, StoreDir, StoreFile};
+use crate::units::{FileId, StoredOffset};
+use parking_lot::{Condvar, Mutex};
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+const LOG_NAMES: [&[u8]; 2] = [b"log-a", b"log-b"];
+/// Where the file id stands in a header page.
+const FILE_ID_AT: usize = 16;
+
+/// What recovery found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// The volume had not been unmounted.
+    pub crashed: bool,
+    /// Updates that were found whole.
+    pub updates: u64,
+    /// Files that were brought up to date.
+    pub files: u64,
+    /// Files that are gone or have been replaced since, so that their updates mean nothing any more.
+    pub gone: u64,
+    /// Position in a log at which a record is damaged although later ones are whole: its changes are lost.
+    pub damaged_at: Vec<u64>,
+}
+
+/// Opens the log in `dir`, made if there is none, and replays it into the tree.
+///
+/// # Errors
+/// Those of the store; then nothing is lost and the next attempt starts over.
+pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir) -> io::Result<(Journal, Recovery)> {
+    for entry in dir.list()? {
+        // Left over from a crash while a log was being made.
+        if entry.name.ends_with(b".new") {
+            dir.unlink(&entry.name)?;
+        }
+    }
+    let mut files = Vec::new();
+    for name in LOG_NAMES {
+        files.push(open_log(dir, name)?);
+    }
+    let mut found: Vec<(State, Vec<Record>)> = Vec::new();
+    let mut recovery = Recovery::default();
+    for file in &files {
+        found.extend(read_log(file, &mut recovery)?);
+    }
+    found.sort_by_key(|(state, _)| state.sequence);
+    let mut state = found.last().map_or_else(State::default, |(state, _)| state.clone());
+    recovery.crashed = !found.is_empty() && !state.clean;
+    let mut updates: HashMap<FileId, Vec<(Target, Update)>> = HashMap::new();
+    for record in found.into_iter().flat_map(|(_, records)| records) {
+        match record {
+            Record::Batch(batch) => state.committed_batch = state.committed_batch.max(batch),
+            Record::Update(target, update) => {
+                recovery.updates += 1;
+                updates.entry(target.file).or_default().push((target, update));
+            }
+        }
+    }
+    replay(tree, updates, &mut recovery)?;
+    if recovery.crashed {
+        // Everything younger than the last commit went down; a batch number is never used twice.
+        state.crashed_batches.push(state.committed_batch + 1);
+        state.committed_batch += 1;
+    }
+    state.sequence += 1;
+    state.clean = false;
+    let mut logs = files.into_iter().map(|file| Log::new(file, 0)).collect::<Vec<_>>();
+    logs[0].recycle(&state)?;
+    logs[1].retire()?;
+    let logs = <[Log; 2]>::try_from(logs).map_err(|_| io::ErrorKind::InvalidData)?;
+    let journal = Journal {
+        batch: AtomicU64::new(state.committed_batch + 1),
+        inner: Mutex::new(Inner {
+            logs,
+            active: 0,
+            buffer: Vec::new(),
+            appended: 0,
+            durable: 0,
+            writing: false,
+            cleaning: false,
+            broken: None,
+            committed_batch: state.committed_batch,
+            crashed_batches: state.crashed_batches,
+        }),
+        progress: Condvar::new(),
+    };
+    Ok((journal, recovery))
+}
+
+/// Opens a log file; a missing one is made under another name first, so that a short one is never found.
+fn open_log(dir: &dyn StoreDir, name: &[u8]) -> io::Result<Arc<dyn StoreFile>> {
+    match dir.stat(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let making = [name, b".new"].concat();
+            let file = log::open_or_create(dir, &making)?;
+            dir.rename(&making, dir, name, RenameMode::NoReplace)?;
+            dir.sync()?;
+            Ok(file)
+        }
+        Err(error) => Err(error),
+        Ok(_) => log::open_or_create(dir, name),
+    }
+}
+
+/// The header and the records of one log, `None` if it is empty.
+fn read_log(file: &Arc<dyn StoreFile>, recovery: &mut Recovery) -> io::Result<Option<(State, Vec<Record>)>> {
+    let mut bytes = vec![0; LOG_LEN as usize];
+    let len = file.read_at(&mut bytes, StoredOffset(0))?;
+    bytes.truncate(len);
+    let Some(state) = bytes.first_chunk::<PAGE>().and_then(log::decode) else { return Ok(None) };
+    let mut records = Vec::new();
+    let mut position = PAGE;
+    while let Some((record, len)) = record_at(&bytes, position, state.sequence) {
+        records.push(record.0);
+        position += len;
+    }
+    if let Some(later) = first_record_after(&bytes, position, state.sequence) {
+        // A record beyond the gap says how much of the log was durable when it was appended. A gap before that
+        // was made by damage, not by a crash; what lies beyond it is still good.
+        let mut next = later;
+        let mut damaged = false;
+        while let Some((record, len)) = record_at(&bytes, next, state.sequence) {
+            damaged |= record.1.synced > position as u64;
+            if damaged {
+                records.push(record.0);
+            }
+            next += len;
+        }
+        if damaged {
+            recovery.damaged_at.push(position as u64);
+        }
+    }
+    Ok(Some((state, records)))
+}
+
+fn record_at(bytes: &[u8], position: usize, sequence: u64) -> Option<((Record, record::Place), usize)> {
+    let (record, place, len) = record::decode(bytes.get(position..)?)?;
+    (place.sequence == sequence && place.position == position as u64).then_some(((record, place), len))
+}
+
+fn first_record_after(bytes: &[u8], position: usize, sequence: u64) -> Option<usize> {
+    (position + record::ALIGN..bytes.len())
+        .step_by(record::ALIGN)
+        .find(|at| bytes[*at..].starts_with(&record::MAGIC) && record_at(bytes, *at, sequence).is_some())
+}
+
+fn replay(
+    tree: &dyn StoreDir,
+    updates: HashMap<FileId, Vec<(Target, Update)>>,
+    recovery: &mut Recovery,
+) -> io::Result<()> {
+    let mut missing = HashMap::new();
+    for (file_id, updates) in updates {
+        match locate_by_path(tree, &updates)? {
+            Some(file) => {
+                apply(&*file, &updates)?;
+                recovery.files += 1;
+            }
+            None => {
+                let inos: Vec<u64> = updates.iter().map(|(target, _)| target.ino).collect();
+                missing.insert(file_id, (inos, updates));
+            }
+        }
+    }
+    if !missing.is_empty() {
+        // They were renamed since. One walk finds them all, by inode number first so that few need to be opened.
+        walk(tree, &mut missing, recovery)?;
+        recovery.gone += missing.len() as u64;
+    }
+    Ok(())
+}
+
+/// Puts the last version of each byte in place: from the newest update backwards, skipping what a newer one wrote,
+/// cut off or voided.
+fn apply(file: &dyn StoreFile, updates: &[(Target, Update)]) -> io::Result<()> {
+    let mut covered = Covered::default();
+    for (_, update) in updates.iter().rev() {
+        for (offset, bytes) in update.writes.iter().rev() {
+            covered.for_each_gap(offset.0, bytes.len() as u64, |from, to| {
+                file.write_at(&bytes[(from - offset.0) as usize..(to - offset.0) as usize], StoredOffset(from))
+            })?;
+            covered.add(offset.0, bytes.len() as u64);
+        }
+        for (offset, len) in &update.voids {
+            covered.add(offset.0, *len);
+        }
+        covered.add(update.stored_len.0, u64::MAX - update.stored_len.0);
+    }
+    if let Some((_, last)) = updates.last() {
+        file.set_len(last.stored_len)?;
+    }
+    file.sync(false)
+}
+
+/// A set of ranges, kept disjoint and in order.
+#[derive(Default)]
+struct Covered(std::collections::BTreeMap<u64, u64>);
+
+impl Covered {
+    fn add(&mut self, start: u64, len: u64) {
+        let (mut start, mut end) = (start, start.saturating_add(len));
+        if start >= end {
+            return;
+        }
+        while let Some((&from, &to)) = self.0.range(..=end).next_back() {
+            if to < start {
+                break;
+            }
+            self.0.remove(&from);
+            start = start.min(from);
+            end = end.max(to);
+        }
+        self.0.insert(start, end);
+    }
+
+    fn for_each_gap(&self, start: u64, len: u64, mut act: impl FnMut(u64, u64) -> io::Result<()>) -> io::Result<()> {
+        let end = start + len;
+        let mut at = self.0.range(..=start).next_back().map_or(start, |(_, to)| (*to).max(start));
+        while at < end {
+            let next = self.0.range(at..).next().map(|(from, to)| (*from, *to)).unwrap_or((u64::MAX, u64::MAX));
+            if next.0 > at {
+                act(at, next.0.min(end))?;
+            }
+            at = next.1;
+        }
+        Ok(())
+    }
+}
+
+fn locate_by_path(tree: &dyn StoreDir, updates: &[(Target, Update)]) -> io::Result<Option<Arc<dyn StoreFile>>> {
+    for (target, _) in updates.iter().rev() {
+        if let Some(file) = open_path(tree, &target.path)
+            && is_file(&*file, target.file)?
+        {
+            return Ok(Some(file));
+        }
+    }
+    Ok(None)
+}
+
+fn open_path(tree: &dyn StoreDir, path: &[u8]) -> Option<Arc<dyn StoreFile>> {
+    let mut components = path.split(|byte| *byte == b'/').collect::<Vec<_>>();
+    let name = components.pop()?;
+    let mut directory: Option<Arc<dyn StoreDir>> = None;
+    for component in components {
+        directory = Some(directory.as_deref().unwrap_or(tree).open_dir(component).ok()?);
+    }
+    directory.as_deref().unwrap_or(tree).open_file(name, true).ok()
+}
+
+/// Whether this is the file with that id: every file that has an update had a header in place when it was made.
+fn is_file(file: &dyn StoreFile, id: FileId) -> io::Result<bool> {
+    let mut found = [0; 16];
+    let len = file.read_at(&mut found, StoredOffset(FILE_ID_AT as u64))?;
+    Ok(len == found.len() && found == id.0)
+}
+
+type Missing = HashMap<FileId, (Vec<u64>, Vec<(Target, Update)>)>;
+
+fn walk(dir: &dyn StoreDir, missing: &mut Missing, recovery: &mut Recovery) -> io::Result<()> {
+    for entry in dir.list()? {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        match entry.kind {
+            Some(Kind::Directory) => {
+                // One that cannot be opened holds nothing that could be written to.
+                if let Ok(below) = dir.open_dir(&entry.name) {
+                    walk(&*below, missing, recovery)?;
+                }
+            }
+            Some(Kind::File) if missing.values().any(|(inos, _)| inos.contains(&entry.ino)) => {
+                let Ok(file) = dir.open_file(&entry.name, true) else { continue };
+                let mut id = [0; 16];
+                if file.read_at(&mut id, StoredOffset(FILE_ID_AT as u64))? == id.len()
+                    && let Some((_, updates)) = missing.remove(&FileId(id))
+                {
+                    apply(&*file, &updates)?;
+                    recovery.files += 1;
+                }
+            }
+            _ => (),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use crate::store::dir::DirStore;
+
+    struct Volume {
+        _keep: tempfile::TempDir,
+        root: Arc<dyn StoreDir>,
+    }
+
+    impl Volume {
+        fn new() -> Self {
+            let keep = tempfile::tempdir().unwrap();
+            let root = DirStore::open(keep.path()).unwrap().root();
+            root.make_dir(b"journal", 0o700).unwrap();
+            root.make_dir(b"tree", 0o700).unwrap();
+            Self { _keep: keep, root }
+        }
+
+        fn open(&self) -> (Journal, Recovery) {
+            let tree = self.root.open_dir(b"tree").unwrap();
+            open(&*self.root.open_dir(b"journal").unwrap(), &*tree).unwrap()
+        }
+
+        fn file(&self, name: &[u8], id: u8, len: usize) -> (Arc<dyn StoreFile>, Target) {
+            let file = self.root.open_dir(b"tree").unwrap().create_file(name, 0o600).unwrap();
+            file.write_at(&vec![0; len], StoredOffset(0)).unwrap();
+            file.write_at(&[id; 16], StoredOffset(16)).unwrap();
+            let ino = file.inode().stat().unwrap().ino;
+            (file, Target { file: FileId([id; 16]), ino, path: name.to_vec() })
+        }
+    }
+
+    fn write(at: u64, bytes: &[u8], stored_len: u64) -> Update {
+        Update { stored_len: StoredOffset(stored_len), writes: vec![(StoredOffset(at), Arc::from(bytes))], voids: vec![] }
+    }
+
+    fn read(file: &dyn StoreFile) -> Vec<u8> {
+        let mut bytes = vec![0; 1 << 16];
+        let len = file.read_at(&mut bytes, StoredOffset(0)).unwrap();
+        bytes.truncate(len);
+        bytes
+    }
+
+    fn commit(journal: &Journal, target: &Target, update: &Update) -> super::super::Appended {
+        let appended = journal.append(target, update).unwrap();
+        journal.sync_appended(&appended).unwrap();
+        appended
+    }
+
+    #[test]
+    fn durable_updates_are_replayed_and_a_second_recovery_finds_nothing() {
+        let volume = Volume::new();
+        let (file, target) = volume.file(b"f", 1, 8192);
+        let (journal, first) = volume.open();
+        assert_eq!(first, Recovery::default());
+        // Dropped without having been applied: the crash.
+        std::mem::forget(commit(&journal, &target, &write(4096, b"new", 8192)));
+        drop(journal);
+        let (journal, recovery) = volume.open();
+        assert_eq!((recovery.crashed, recovery.updates, recovery.files), (true, 1, 1));
+        assert_eq!(&read(&*file)[4096..4099], b"new");
+        assert_eq!(journal.crashed_batches(), [1]);
+        assert_eq!(journal.batch(), 2);
+        journal.close().unwrap();
+        let (journal, recovery) = volume.open();
+        assert_eq!((recovery.crashed, recovery.updates), (false, 0));
+        assert_eq!(journal.crashed_batches(), [1], "remembered until the files are checked");
+    }
+
+    #[test]
+    fn later_updates_win_and_what_was_cut_off_or_voided_stays_away() {
+        let volume = Volume::new();
+        let (file, target) = volume.file(b"f", 1, 12_288);
+        file.write_at(b"fresh", StoredOffset(8192)).unwrap();
+        file.write_at(b"fresh", StoredOffset(4096)).unwrap();
+        let (journal, _) = volume.open();
+        std::mem::forget(commit(&journal, &target, &write(4096, b"one!!", 12_288)));
+        std::mem::forget(commit(&journal, &target, &write(8192, b"cut!!", 12_288)));
+        std::mem::forget(commit(&journal, &target, &write(100, b"two", 8192)));
+        let void = Update { voids: vec![(StoredOffset(4096), 4096)], ..write(101, b"W", 12_288) };
+        std::mem::forget(commit(&journal, &target, &void));
+        drop(journal);
+        volume.open();
+        let bytes = read(&*file);
+        assert_eq!(&bytes[100..103], b"tWo");
+        assert_eq!(&bytes[4096..4101], b"fresh", "an earlier write into a voided range is not replayed");
+        assert_eq!(&bytes[8192..8197], b"fresh", "an earlier write beyond a cut is not replayed");
+        assert_eq!(bytes.len(), 12_288);
+    }
+
+    #[test]
+    fn renamed_files_are_found_and_replaced_ones_left_alone() {
+        let volume = Volume::new();
+        let (moved, moved_target) = volume.file(b"moved", 1, 8192);
+        let (_, gone_target) = volume.file(b"gone", 2, 8192);
+        let (journal, _) = volume.open();
+        std::mem::forget(commit(&journal, &moved_target, &write(4096, b"new", 8192)));
+        std::mem::forget(commit(&journal, &gone_target, &write(4096, b"new", 8192)));
+        let tree = volume.root.open_dir(b"tree").unwrap();
+        tree.make_dir(b"below", 0o700).unwrap();
+        let below = tree.open_dir(b"below").unwrap();
+        tree.rename(b"moved", &*below, b"elsewhere", RenameMode::Replace).unwrap();
+        tree.unlink(b"gone").unwrap();
+        let (other, _) = volume.file(b"gone", 3, 8192);
+        drop(journal);
+        let (_, recovery) = volume.open();
+        assert_eq!((recovery.files, recovery.gone), (1, 1));
+        assert_eq!(&read(&*moved)[4096..4099], b"new");
+        assert_eq!(&read(&*other)[4096..4099], [0; 3]);
+    }
+
+    #[test]
+    fn a_torn_tail_is_cut_and_a_damaged_middle_is_reported() {
+        for (torn, damaged) in [(2, false), (0, true)] {
+            let volume = Volume::new();
+            let (file, target) = volume.file(b"f", 1, 8192);
+            let (journal, _) = volume.open();
+            for number in 0..3_u8 {
+                std::mem::forget(commit(&journal, &target, &write(4096 + u64::from(number), &[number + 1], 8192)));
+            }
+            drop(journal);
+            let len = record::update_len(&target, &write(4096, &[1], 8192)) as u64;
+            let log = volume.root.open_dir(b"journal").unwrap().open_file(b"log-a", true).unwrap();
+            log.write_at(&[0xFF], StoredOffset(PAGE as u64 + torn * len + 70)).unwrap();
+            let (_, recovery) = volume.open();
+            assert_eq!(!recovery.damaged_at.is_empty(), damaged);
+            let expected: &[u8] = if damaged { &[0, 2, 3] } else { &[1, 2, 0] };
+            assert_eq!(&read(&*file)[4096..4099], expected);
+        }
+    }
+
+    #[test]
+    fn the_log_is_recycled_again_and_again_and_nothing_is_lost() {
+        let volume = Volume::new();
+        let (file, target) = volume.file(b"f", 1, 8192);
+        let (journal, _) = volume.open();
+        let journal = Arc::new(journal);
+        let payload = vec![5; 1 << 20];
+        // Several times both logs, from several threads.
+        std::thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let (journal, file, target, payload) = (&journal, &file, &target, &payload);
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        let at = 8192 + thread * (1 << 20);
+                        let update = write(at, payload, 8192 + (4 << 20));
+                        let appended = commit(journal, target, &update);
+                        file.write_at(payload, StoredOffset(at)).unwrap();
+                        journal.applied(appended, target.ino, Some(file));
+                    }
+                });
+            }
+        });
+        let last = commit(&journal, &target, &write(4096, b"last", 8192 + (4 << 20)));
+        std::mem::forget(last);
+        drop(journal);
+        let (_, recovery) = volume.open();
+        assert_eq!(recovery.files, 1);
+        assert_eq!(&read(&*file)[4096..4100], b"last");
+        assert_eq!(file.inode().stat().unwrap().len.0, 8192 + (4 << 20));
+    }
+}
