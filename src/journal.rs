@@ -9,6 +9,7 @@ mod log;
 mod record;
 pub mod recovery;
 
+use crate::format::PAGE;
 use crate::store::StoreFile;
 use crate::units::{FileId, StoredOffset};
 use log::Log;
@@ -19,11 +20,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of each of the two log files.
+/// Bytes of each of the two log files of a new volume.
 pub const LOG_LEN: u64 = 16 * 1024 * 1024;
-/// The most payload that one update may carry, in bytes: a quarter of a log, so that rotation stays rare.
-pub const MAX_UPDATE_LEN: usize = 4 * 1024 * 1024;
-
 /// A position in the history of the log: bytes appended since it was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lsn(u64);
@@ -171,6 +169,14 @@ impl Journal {
         self.progress.notify_all();
     }
 
+    /// Tells that an update that is in the log could not be applied in place. The log must then not be recycled: it
+    /// takes no more records, and the next mount replays it.
+    pub fn not_applied(&self, appended: Appended, error: &io::Error) {
+        let Appended { .. } = appended;
+        self.inner.lock().broken = Some(error.raw_os_error().unwrap_or(libc::EIO));
+        self.progress.notify_all();
+    }
+
     /// Whether the inactive log waits to be cleaned, or the active one is half full.
     pub fn wants_checkpoint(&self) -> bool {
         let inner = self.inner.lock();
@@ -232,7 +238,11 @@ impl Journal {
     fn make_room(&self, inner: &mut MutexGuard<'_, Inner>, len: usize) -> io::Result<()> {
         inner.check()?;
         let log = &inner.logs[inner.active];
-        if log.position + (inner.buffer.len() + len) as u64 > LOG_LEN {
+        if PAGE as u64 + len as u64 > log.capacity {
+            // Cannot happen with logs of the length that we make: a file commits long before.
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        if log.position + (inner.buffer.len() + len) as u64 > log.capacity {
             self.rotate(inner)?;
         }
         Ok(())
@@ -273,6 +283,7 @@ impl Journal {
     /// Waits until every update of a log is applied, and syncs the files that they went to.
     fn clean(&self, inner: &mut MutexGuard<'_, Inner>, which: usize) -> io::Result<()> {
         while inner.cleaning || inner.logs[which].unapplied > 0 {
+            inner.check()?;
             self.progress.wait(inner);
         }
         inner.cleaning = true;

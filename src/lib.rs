@@ -15,6 +15,7 @@
 pub mod cli;
 pub mod crypto;
 pub mod dev_vault;
+pub mod file;
 pub mod format;
 pub mod journal;
 pub mod kms;

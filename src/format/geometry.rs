@@ -144,6 +144,16 @@ impl Geometry {
         }
     }
 
+    /// The last chunk whose entry lies in the same page or tag block as that of `chunk`.
+    pub fn last_with_same_tags(self, chunk: ChunkIndex) -> ChunkIndex {
+        match self.entry_place(chunk) {
+            EntryPlace::Header(_) => ChunkIndex(ENTRIES_PER_HEADER as u64 - 1),
+            EntryPlace::Block(block, _) => {
+                ChunkIndex(ENTRIES_PER_HEADER as u64 + (block + 1) * ENTRIES_PER_BLOCK as u64 - 1)
+            }
+        }
+    }
+
     /// How many tag blocks a file of this length has.
     pub fn block_count(self, len: PlainOffset) -> u64 {
         self.chunk_count(len).saturating_sub(ENTRIES_PER_HEADER as u64).div_ceil(ENTRIES_PER_BLOCK as u64)

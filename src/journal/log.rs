@@ -1,6 +1,5 @@
 //! One of the two log files: its header page and its position (format.md, "The journal").
 
-use super::LOG_LEN;
 use crate::format::PAGE;
 use crate::store::{StoreDir, StoreFile};
 use crate::units::StoredOffset;
@@ -32,6 +31,8 @@ pub struct State {
 pub struct Log {
     pub file: Arc<dyn StoreFile>,
     pub sequence: u64,
+    /// Bytes that it has room for.
+    pub capacity: u64,
     /// Where the next record goes.
     pub position: u64,
     /// Up to where the log is known to be durable.
@@ -43,9 +44,10 @@ pub struct Log {
 }
 
 impl Log {
-    pub fn new(file: Arc<dyn StoreFile>, sequence: u64) -> Self {
+    pub fn new(file: Arc<dyn StoreFile>) -> io::Result<Self> {
         let start = PAGE as u64;
-        Self { file, sequence, position: start, synced: start, unapplied: 0, touched: HashMap::new() }
+        let capacity = file.inode().stat()?.len.0;
+        Ok(Self { file, sequence: 0, capacity, position: start, synced: start, unapplied: 0, touched: HashMap::new() })
     }
 
     /// Begins the log anew with this header; durable when it returns.
@@ -65,25 +67,17 @@ impl Log {
     }
 }
 
-/// Opens a log file, or makes it: zeros all over, so that later a sync of it moves data only and no metadata.
-pub fn open_or_create(dir: &dyn StoreDir, name: &[u8]) -> io::Result<Arc<dyn StoreFile>> {
-    let file = match dir.open_file(name, true) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => dir.create_file(name, 0o600)?,
-        other => other?,
-    };
-    let len = file.inode().stat()?.len.0;
-    if len < LOG_LEN {
-        let zeros = vec![0; 1 << 20];
-        let mut at = len;
-        while at < LOG_LEN {
-            let count = (LOG_LEN - at).min(zeros.len() as u64);
-            file.write_at(&zeros[..count as usize], StoredOffset(at))?;
-            at += count;
-        }
-        file.sync(false)?;
-        dir.sync()?;
+/// Makes a log file: zeros all over, so that later a sync of it moves data only and no metadata.
+pub fn create(dir: &dyn StoreDir, name: &[u8], len: u64) -> io::Result<()> {
+    let file = dir.create_file(name, 0o600)?;
+    let zeros = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < len {
+        let count = (len - at).min(zeros.len() as u64);
+        file.write_at(&zeros[..count as usize], StoredOffset(at))?;
+        at += count;
     }
-    Ok(file)
+    file.sync(false)
 }
 
 fn encode(state: &State) -> [u8; PAGE] {

@@ -9,7 +9,7 @@
 
 use super::log::{self, Log, State};
 use super::record::{self, Record};
-use super::{Inner, Journal, LOG_LEN, Target, Update};
+use super::{Inner, Journal, Target, Update};
 use crate::format::PAGE;
 use crate::store::{Kind, RenameMode, StoreDir, StoreFile};
 use crate::units::{FileId, StoredOffset};
@@ -38,11 +38,11 @@ pub struct Recovery {
     pub damaged_at: Vec<u64>,
 }
 
-/// Opens the log in `dir`, made if there is none, and replays it into the tree.
+/// Opens the log in `dir`, made with two files of `len` bytes if there is none, and replays it into the tree.
 ///
 /// # Errors
 /// Those of the store; then nothing is lost and the next attempt starts over.
-pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir) -> io::Result<(Journal, Recovery)> {
+pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir, len: u64) -> io::Result<(Journal, Recovery)> {
     for entry in dir.list()? {
         // Left over from a crash while a log was being made.
         if entry.name.ends_with(b".new") {
@@ -51,7 +51,7 @@ pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir) -> io::Result<(Journal, Rec
     }
     let mut files = Vec::new();
     for name in LOG_NAMES {
-        files.push(open_log(dir, name)?);
+        files.push(open_log(dir, name, len)?);
     }
     let mut found: Vec<(State, Vec<Record>)> = Vec::new();
     let mut recovery = Recovery::default();
@@ -79,7 +79,7 @@ pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir) -> io::Result<(Journal, Rec
     }
     state.sequence += 1;
     state.clean = false;
-    let mut logs = files.into_iter().map(|file| Log::new(file, 0)).collect::<Vec<_>>();
+    let mut logs = files.into_iter().map(Log::new).collect::<io::Result<Vec<_>>>()?;
     logs[0].recycle(&state)?;
     logs[1].retire()?;
     let logs = <[Log; 2]>::try_from(logs).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -103,23 +103,23 @@ pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir) -> io::Result<(Journal, Rec
 }
 
 /// Opens a log file; a missing one is made under another name first, so that a short one is never found.
-fn open_log(dir: &dyn StoreDir, name: &[u8]) -> io::Result<Arc<dyn StoreFile>> {
-    match dir.stat(name) {
+fn open_log(dir: &dyn StoreDir, name: &[u8], len: u64) -> io::Result<Arc<dyn StoreFile>> {
+    match dir.open_file(name, true) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let making = [name, b".new"].concat();
-            let file = log::open_or_create(dir, &making)?;
+            log::create(dir, &making, len)?;
             dir.rename(&making, dir, name, RenameMode::NoReplace)?;
             dir.sync()?;
-            Ok(file)
+            dir.open_file(name, true)
         }
-        Err(error) => Err(error),
-        Ok(_) => log::open_or_create(dir, name),
+        other => other,
     }
 }
 
 /// The header and the records of one log, `None` if it is empty.
 fn read_log(file: &Arc<dyn StoreFile>, recovery: &mut Recovery) -> io::Result<Option<(State, Vec<Record>)>> {
-    let mut bytes = vec![0; LOG_LEN as usize];
+    let len = usize::try_from(file.inode().stat()?.len.0).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    let mut bytes = vec![0; len];
     let len = file.read_at(&mut bytes, StoredOffset(0))?;
     bytes.truncate(len);
     let Some(state) = bytes.first_chunk::<PAGE>().and_then(log::decode) else { return Ok(None) };
@@ -322,7 +322,7 @@ mod tests {
 
         fn open(&self) -> (Journal, Recovery) {
             let tree = self.root.open_dir(b"tree").unwrap();
-            open(&*self.root.open_dir(b"journal").unwrap(), &*tree).unwrap()
+            open(&*self.root.open_dir(b"journal").unwrap(), &*tree, 4 << 20).unwrap()
         }
 
         fn file(&self, name: &[u8], id: u8, len: usize) -> (Arc<dyn StoreFile>, Target) {

@@ -1,0 +1,290 @@
+//! One encrypted file: what its bytes mean, and the one place that orders its writes. Depends on `format`, `crypto`,
+//! `store` and `journal`. Knows no names and no kernel. Invariant: nothing that did not authenticate is returned,
+//! and what is committed is only ever changed through the journal.
+//!
+//! A file is *fresh* until it was made durable for the first time: it may then be written in place, because nobody
+//! was promised anything of it (`manual/format.md`, "New files"). After that it is *committed*: chunks that exist
+//! are overwritten through the journal; new ones are still written in place, where the committed tags see a hole.
+
+mod commit;
+mod cut;
+mod keys;
+mod map;
+mod read;
+mod state;
+mod write;
+
+use crate::format::header::{Header, Page, VerifiedPage};
+use crate::format::{Geometry, Malformed, PAGE};
+use crate::journal::{Journal, Target};
+use crate::store::{StoreFile, Timestamp};
+use crate::units::{ChunkIndex, Epoch, KekGeneration, PlainOffset, StoredOffset, VolumeId};
+pub use commit::Prepared;
+pub use keys::Keys;
+use parking_lot::{Mutex, RwLock};
+use state::{Mode, State};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+/// What all files of a volume share.
+pub struct Context {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The geometry of its files.
+    pub geometry: Geometry,
+    /// Headers wrapped by an older KEK are refused.
+    pub kek_floor: KekGeneration,
+    /// Headers of an earlier epoch are refused.
+    pub epoch_floor: Epoch,
+    /// Its log.
+    pub journal: Arc<Journal>,
+}
+
+/// Why an operation on a file failed.
+#[derive(Debug)]
+pub enum Error {
+    /// The stored bytes are not what was written: damage or tampering.
+    Damaged(Damage),
+    /// The file's key is not in memory: the volume is locked, or was and the file was not opened anew.
+    Locked,
+    /// The file would become longer than a file can be.
+    TooLong,
+    /// The backing directory failed.
+    Io(io::Error),
+}
+
+/// What is damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// The header page.
+    Header(Malformed),
+    /// The header is older than what the volume still accepts.
+    Outdated,
+    /// The stored file is shorter or longer than its header says.
+    Length,
+    /// This tag block.
+    TagBlock(u64),
+    /// This chunk.
+    Chunk(ChunkIndex),
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(malformed) => write!(f, "header: {malformed}"),
+            Self::Outdated => f.write_str("header: older than the volume accepts since its key was changed"),
+            Self::Length => f.write_str("the stored file does not have the length that its header says"),
+            Self::TagBlock(block) => write!(f, "tag block {block} does not authenticate"),
+            Self::Chunk(chunk) => write!(f, "chunk {} does not authenticate", chunk.0),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Damaged(damage) => damage.fmt(f),
+            Self::Locked => f.write_str("the volume is locked"),
+            Self::TooLong => f.write_str("the file would be too long"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Damage> for Error {
+    fn from(damage: Damage) -> Self {
+        Self::Damaged(damage)
+    }
+}
+
+/// An open file. Its methods may be called from several threads.
+pub struct File {
+    context: Arc<Context>,
+    store: Arc<dyn StoreFile>,
+    target: Target,
+    epoch: Epoch,
+    keys: RwLock<Option<Arc<Keys>>>,
+    state: RwLock<State>,
+    /// Held for the length of a commit: one at a time, without stopping readers and writers.
+    committing: Mutex<()>,
+}
+
+/// A header page that was read but not yet verified: it says which envelope has to be unwrapped first.
+pub struct Unverified {
+    header: Header,
+    page: Page,
+    stored_len: StoredOffset,
+}
+
+/// What the beginning of a stored file looks like.
+pub enum Found {
+    /// A header.
+    Header(Box<Unverified>),
+    /// Nothing yet: the file was created, and the machine went down before more of it was durable.
+    Nothing,
+}
+
+impl Unverified {
+    /// Reads the header page of a stored file.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if there is something that is no header.
+    pub fn read(store: &dyn StoreFile) -> Result<Found, Error> {
+        let mut page: Page = Box::new([0; PAGE]);
+        let stored_len = store.inode().stat()?.len;
+        let read = store.read_at(&mut page[..], StoredOffset(0))?;
+        if page.iter().all(|byte| *byte == 0) {
+            return Ok(Found::Nothing);
+        }
+        if read < PAGE {
+            return Err(Damage::Length.into());
+        }
+        let header = Header::parse(&page).map_err(Damage::Header)?;
+        Ok(Found::Header(Box::new(Self { header, page, stored_len })))
+    }
+
+    /// The header's fields; they are not authenticated.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+}
+
+impl File {
+    /// Makes the first header of a new file, whose stored file is empty, and writes it in place.
+    ///
+    /// # Errors
+    /// The store's; then nothing was written that counts.
+    pub fn create(
+        context: Arc<Context>,
+        store: Arc<dyn StoreFile>,
+        target: Target,
+        header: Header,
+        keys: Arc<Keys>,
+    ) -> Result<Self, Error> {
+        let file = Self {
+            epoch: header.epoch,
+            state: RwLock::new(State::new(VerifiedPage::new(header), Mode::Fresh)),
+            committing: Mutex::new(()),
+            keys: RwLock::new(Some(keys)),
+            context,
+            store,
+            target,
+        };
+        file.settle()?;
+        Ok(file)
+    }
+
+    /// Opens a file whose header was read before, with the keys that belong to its envelope.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if the header does not authenticate, is outdated, or contradicts the stored length.
+    pub fn open(
+        context: Arc<Context>,
+        store: Arc<dyn StoreFile>,
+        target: Target,
+        found: Unverified,
+        keys: Arc<Keys>,
+    ) -> Result<Self, Error> {
+        let Unverified { header, page, stored_len } = found;
+        if header.chunk_size != context.geometry.chunk_size() {
+            return Err(Damage::Header(Malformed::Field("chunk size")).into());
+        }
+        if header.envelope.kek < context.kek_floor || header.epoch < context.epoch_floor {
+            return Err(Damage::Outdated.into());
+        }
+        let page = header.verify(&keys.header_mac, page).map_err(Damage::Header)?;
+        let crashed = context.journal.crashed_batches();
+        let expected = context.geometry.stored_len(page.header().len);
+        if stored_len != expected && (crashed.is_empty() || stored_len < expected) {
+            return Err(Damage::Length.into());
+        }
+        let batch = page.header().batch;
+        let mut state = State::new(page, Mode::Committed);
+        // Not yet known to be durable in place: the first commit has to see to it.
+        state.unsynced = batch != 0 && !context.journal.is_committed(batch);
+        let file = Self {
+            epoch: state.page.header().epoch,
+            state: RwLock::new(state),
+            committing: Mutex::new(()),
+            keys: RwLock::new(Some(keys)),
+            context,
+            store,
+            target,
+        };
+        if batch != 0 && crashed.contains(&batch) {
+            file.check_all()?;
+        }
+        if stored_len > expected {
+            // A crash cut the commit of what was appended: the header is what counts.
+            file.store.set_len(expected)?;
+        }
+        Ok(file)
+    }
+
+    /// The stored file below.
+    pub fn store(&self) -> &Arc<dyn StoreFile> {
+        &self.store
+    }
+
+    /// Its identity.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The length of the plaintext now.
+    pub fn len(&self) -> PlainOffset {
+        self.state.read().len()
+    }
+
+    /// Whether the plaintext is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len().0 == 0
+    }
+
+    /// Sets the modification time that writes in place, which happen later, must not disturb.
+    pub fn set_mtime(&self, mtime: Option<Timestamp>) {
+        self.state.write().mtime = mtime;
+    }
+
+    /// Whether the key is there.
+    pub fn has_keys(&self) -> bool {
+        self.keys.read().is_some()
+    }
+
+    /// Forgets the key. What is sealed already can still be committed only after [`restore`](Self::restore).
+    pub fn wipe(&self) {
+        *self.keys.write() = None;
+    }
+
+    /// Takes the key again after the volume was unlocked.
+    pub fn restore(&self, keys: Arc<Keys>) {
+        *self.keys.write() = Some(keys);
+    }
+
+    /// The envelope that has to be unwrapped for the key, with the file's id and epoch.
+    pub fn header(&self) -> Header {
+        self.state.read().page.header().clone()
+    }
+
+    /// Whether there is anything that a commit would have to do.
+    pub fn is_dirty(&self) -> bool {
+        let state = self.state.read();
+        state.is_dirty() || state.mode == Mode::Fresh
+    }
+
+    fn keys(&self) -> Result<Arc<Keys>, Error> {
+        self.keys.read().as_ref().map(Arc::clone).ok_or(Error::Locked)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! From a chunk to its tag entry: in the header page or in a tag block, which is read and verified up to the header
+//! when it is needed for the first time.
+
+use super::state::State;
+use super::{Damage, Error, File, Keys};
+use crate::crypto::cipher::NonceAndTag;
+use crate::format::geometry::EntryPlace;
+use crate::format::tags::{BLOCK_LEN, Mac, NO_BLOCK, Parent, TagBlock, parent};
+use crate::units::ChunkIndex;
+
+/// How many clean tag blocks of a file are kept, 3 MiB: with 4 KiB chunks they cover 256 MiB of it.
+const MAX_CACHED_BLOCKS: usize = 256;
+
+impl File {
+    /// The entry of a chunk, `None` for a hole. Only if the tag block is in memory; [`load`](Self::load) sees to it.
+    pub(super) fn entry(&self, state: &State, chunk: ChunkIndex) -> Option<NonceAndTag> {
+        match self.context.geometry.entry_place(chunk) {
+            EntryPlace::Header(number) => state.page.entry(number),
+            EntryPlace::Block(block, number) => state.blocks.get(&block).and_then(|block| block.entry(number)),
+        }
+    }
+
+    /// Whether the tag blocks of these chunks are in memory.
+    pub(super) fn is_loaded(&self, state: &State, first: ChunkIndex, last: ChunkIndex) -> bool {
+        let block = |chunk| match self.context.geometry.entry_place(chunk) {
+            EntryPlace::Header(_) => None,
+            EntryPlace::Block(block, _) => Some(block),
+        };
+        let Some(last) = block(last) else { return true };
+        (block(first).unwrap_or(0)..=last).all(|block| state.blocks.contains_key(&block))
+    }
+
+    /// Reads and verifies the tag blocks of these chunks.
+    pub(super) fn load(&self, state: &mut State, keys: &Keys, first: ChunkIndex, last: ChunkIndex) -> Result<(), Error> {
+        let EntryPlace::Block(last, _) = self.context.geometry.entry_place(last) else { return Ok(()) };
+        let first = match self.context.geometry.entry_place(first) {
+            EntryPlace::Header(_) => 0,
+            EntryPlace::Block(block, _) => block,
+        };
+        self.evict(state, first, last);
+        (first..=last).try_for_each(|block| self.load_block(state, keys, block))
+    }
+
+    pub(super) fn load_block(&self, state: &mut State, keys: &Keys, block: u64) -> Result<(), Error> {
+        if state.blocks.contains_key(&block) {
+            return Ok(());
+        }
+        if let Parent::Block(above, _) = parent(block) {
+            self.load_block(state, keys, above)?;
+        }
+        let expected = self.mac_of(state, block);
+        let loaded = if expected == NO_BLOCK {
+            TagBlock::empty()
+        } else {
+            let mut bytes = Box::new([0; BLOCK_LEN]);
+            let read = self.store.read_at(&mut bytes[..], self.context.geometry.stored_block(block))?;
+            if read < BLOCK_LEN {
+                return Err(Damage::TagBlock(block).into());
+            }
+            TagBlock::verify(&keys.tags_mac, block, bytes, &expected).map_err(|_| Damage::TagBlock(block))?
+        };
+        state.blocks.insert(block, loaded);
+        Ok(())
+    }
+
+    /// The MAC that the parent of a block holds for it; the parent is in memory.
+    pub(super) fn mac_of(&self, state: &State, block: u64) -> Mac {
+        match parent(block) {
+            Parent::Header => state.page.header().root,
+            Parent::Block(above, position) => state.blocks.get(&above).map_or(NO_BLOCK, |above| above.child(position)),
+        }
+    }
+
+    /// Sets an entry whose tag block is in memory, or makes it a hole.
+    pub(super) fn set_entry(&self, state: &mut State, chunk: ChunkIndex, entry: Option<&NonceAndTag>) {
+        state.changed = true;
+        match self.context.geometry.entry_place(chunk) {
+            EntryPlace::Header(number) => state.page.set_entry(number, entry),
+            EntryPlace::Block(block, number) => {
+                state.blocks.entry(block).or_insert_with(TagBlock::empty).set_entry(number, entry);
+                state.dirty.blocks.insert(block);
+            }
+        }
+        state.dirty.entries.insert(chunk.0);
+    }
+
+    /// Brings the MACs of the changed tag blocks up into the header, children before parents. A parent has a
+    /// smaller number than its children, so descending numbers are the right order.
+    pub(super) fn seal_blocks(&self, state: &mut State, keys: &Keys) -> Result<(), Error> {
+        let mut queue = state.dirty.blocks.clone();
+        while let Some(number) = queue.pop_last() {
+            let Some(mac) = state.blocks.get(&number).map(|block| block.mac(&keys.tags_mac, number)) else { continue };
+            match parent(number) {
+                Parent::Header => state.page.header_mut().root = mac,
+                Parent::Block(above, _) => {
+                    self.load_block(state, keys, above)?;
+                    self.set_child(state, number, &mac);
+                    queue.insert(above);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the MAC of a block in its parent, which is in memory or is the header.
+    pub(super) fn set_child(&self, state: &mut State, block: u64, mac: &Mac) {
+        state.changed = true;
+        match parent(block) {
+            Parent::Header => state.page.header_mut().root = *mac,
+            Parent::Block(above, position) => {
+                state.blocks.entry(above).or_insert_with(TagBlock::empty).set_child(position, mac);
+                state.dirty.blocks.insert(above);
+            }
+        }
+    }
+
+    /// Sees to it that the tag blocks of a chunk, up to the header, have their place on disk before anything is
+    /// promised that needs them: a block that does not exist yet is filled with zeros now, unless a crash could
+    /// bring back an older block in its place.
+    pub(super) fn reserve_blocks(&self, state: &mut State, chunk: ChunkIndex) -> Result<(), Error> {
+        let EntryPlace::Block(mut block, _) = self.context.geometry.entry_place(chunk) else { return Ok(()) };
+        while !state.dirty.new_blocks.contains(&block) && self.mac_of(state, block) == NO_BLOCK {
+            let at = self.context.geometry.stored_block(block);
+            let replaced = [state.cut, state.cut_in_flight].into_iter().flatten().any(|cut| at >= cut.stored);
+            if !replaced {
+                self.store.write_at(&[0; BLOCK_LEN], at)?;
+            }
+            state.dirty.new_blocks.insert(block);
+            match parent(block) {
+                Parent::Header => break,
+                Parent::Block(above, _) => block = above,
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes room for more blocks by dropping clean ones that are not wanted now. Parents of blocks that stay are
+    /// dropped too: they are read again when they are needed.
+    fn evict(&self, state: &mut State, first: u64, last: u64) {
+        if state.blocks.len() < MAX_CACHED_BLOCKS {
+            return;
+        }
+        let (dirty, in_flight) = (&state.dirty.blocks, &state.blocks_in_flight);
+        let keep = |block: &u64| dirty.contains(block) || in_flight.contains(block) || (first..=last).contains(block);
+        state.blocks.retain(|block, _| keep(block));
+    }
+}
