@@ -16,4 +16,5 @@ pub mod cli;
 pub mod crypto;
 pub mod dev_vault;
 pub mod kms;
+pub mod lease;
 pub mod units;
