@@ -60,14 +60,6 @@ impl FakeKms {
             assert!(!self.changed.wait_for(&mut state, PATIENCE).timed_out(), "only {} calls came", state.waiting);
         }
     }
-
-    /// Blocks until so many unwraps were asked for since the start.
-    pub(crate) fn wait_for_calls(&self, calls: u64) {
-        let mut state = self.state.lock();
-        while state.calls < calls {
-            assert!(!self.changed.wait_for(&mut state, PATIENCE).timed_out(), "only {} calls came", state.calls);
-        }
-    }
 }
 
 impl Kms for FakeKms {
