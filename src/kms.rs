@@ -2,6 +2,7 @@
 //! One file per provider in `kms/`; each only translates its cloud's words. Depends on `units` and `crypto`.
 //! Invariant: an error says what the caller can do about it, and a refusal is never confused with silence.
 
+mod azure;
 mod backoff;
 mod connect;
 #[cfg(test)]
@@ -9,6 +10,7 @@ pub(crate) mod fake;
 mod kek;
 mod local;
 
+pub use azure::AzureKms;
 pub use backoff::Backoff;
 pub use connect::{ConnectOptions, Credentials, connect};
 pub use kek::{AzureKek, KekRef};
@@ -122,10 +124,26 @@ pub enum KmsErrorKind {
     Unreachable,
     /// The wrapped bytes are not what this key wrapped: damage, or the wrong key. Never a revocation.
     Damaged,
-    /// The request itself is wrong: unknown form of key, operation not permitted by `key_ops`, bad CA file.
+    /// The request itself is wrong: unknown form of key, key that cannot wrap, bad CA file.
     Misconfigured,
     /// No credentials, or the identity provider refused them before the KMS was asked.
     Credentials,
+}
+
+/// The [`KmsError::code`] of a key whose owner does not let it unwrap. To a lease it is a refusal.
+pub const OPERATION_FORBIDDEN: &str = "KeyOperationForbidden";
+
+impl KmsErrorKind {
+    /// The kind's name in logs and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Damaged => "damaged",
+            Self::Misconfigured => "misconfigured",
+            Self::Credentials => "credentials",
+        }
+    }
 }
 
 /// The [`KmsError::code`] of a service that had too much to do, whatever its own word for it.

@@ -1,7 +1,7 @@
 //! From the reference that a user writes to a provider that can be asked. Depends on the providers.
 //! Invariant: nothing in here talks to a network; what can be seen to be wrong without one is said at once.
 
-use super::{KekRef, Kms, KmsError, KmsErrorKind, LocalKms};
+use super::{AzureKms, KekRef, Kms, KmsError, LocalKms};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,7 +88,9 @@ impl Credentials {
     /// A virtual machine's managed identity leaves no trace in the environment: it has to be named (1).
     pub fn choose(variable: impl Fn(&str) -> Option<String>) -> Self {
         let get = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let authority = get("AZURE_AUTHORITY_HOST");
+        // Both forms are in use: with the scheme and without it.
+        let authority =
+            get("AZURE_AUTHORITY_HOST").map(|host| if host.contains("://") { host } else { format!("https://{host}") });
         let kind = match get("KMSFS_AZURE_CREDENTIAL").as_deref() {
             Some(kind @ ("client-secret" | "workload-identity" | "managed-identity" | "developer-tools")) => {
                 kind.to_owned()
@@ -131,15 +133,12 @@ impl ConnectOptions {
 /// A provider for the KEK that this reference names. Talks to nobody yet.
 ///
 /// # Errors
-/// [`KmsErrorKind::Misconfigured`] for a wrong reference, key file or CA file; [`KmsErrorKind::Credentials`]
+/// `Misconfigured` for a wrong reference, key file or CA file; `Credentials`
 /// when a KMS would ask for an identity and there is none.
 pub fn connect(reference: &str, options: &ConnectOptions) -> Result<Arc<dyn Kms>, KmsError> {
     match reference.parse()? {
         KekRef::File(path) => Ok(Arc::new(LocalKms::new(&path)?)),
-        KekRef::Azure(_kek) => {
-            let _ = options;
-            Err(KmsError::new(KmsErrorKind::Misconfigured, "not built yet"))
-        }
+        KekRef::Azure(kek) => Ok(Arc::new(AzureKms::new(kek, options)?)),
     }
 }
 

@@ -325,7 +325,7 @@ impl Driver {
             Err(error) => (None, Err(error)),
         };
         self.granted = key;
-        self.watch.answer(self.now(), outcome.as_ref().map(|()| ()).map_err(|error| error.kind));
+        self.watch.answer(self.now(), outcome.clone().map_err(|error| error.kind));
         let error = outcome.as_ref().err().cloned();
         if let Some(error) = &error
             && !self.watch.awaits_unlock()
