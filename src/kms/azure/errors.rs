@@ -303,7 +303,7 @@ mod tests {
             (
                 403,
                 inner("KeyOperationForbidden"),
-                Misconfigured,
+                Refused,
                 Some("KeyOperationForbidden"),
                 "--ops wrapKey unwrapKey",
             ),
