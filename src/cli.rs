@@ -10,7 +10,14 @@ use std::process::ExitCode;
 
 /// Encrypted files that can be read only while a key in a cloud KMS says so.
 #[derive(Parser)]
-#[command(name = "kmsfs", version, about, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "kmsfs",
+    version,
+    about,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
