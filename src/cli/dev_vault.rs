@@ -20,7 +20,7 @@ use std::time::Duration;
 /// What the embedded Key Vault can be told.
 #[derive(Subcommand)]
 pub enum DevVault {
-    /// Start it in the background; returns once it serves, and prints its URL
+    /// Start it in the background, unless it runs; returns once it serves, and prints its URL
     Start(StartArguments),
     /// Stop it; returns once its process has ended
     Stop(State),
@@ -244,7 +244,7 @@ fn start(arguments: StartArguments) -> Result<(), Failure> {
     if let Some(lifetime) = token_lifetime {
         again.extend(["--token-lifetime".into(), format!("{}s", lifetime.as_secs()).into()]);
     }
-    let url = daemon::start_detached(&state, &again)?;
+    let url = daemon::start_detached(&state, &again).or_else(|failure| daemon::started_by_another(&state, failure))?;
     eprintln!("for clients: . {}", state.file(ENVIRONMENT).display());
     print(&url)
 }

@@ -38,7 +38,7 @@ impl Api<'_> {
             }
             Operation::Versions => return self.versions(name, query),
             Operation::Update => self.update(name, version, &parse(body)?)?,
-            Operation::Rotate => self.rotate(name)?,
+            Operation::Rotate => self.newest(&*self.keyring.rotate(name)?)?,
             Operation::Use(operation) => self.apply(operation, name, version, &parse(body)?)?,
             Operation::GetRotationPolicy => rotation_policy(self.vault_url, &*self.keyring.get(name)?),
             Operation::SetRotationPolicy => self.set_rotation_policy(name, parse(body)?)?,
@@ -77,10 +77,6 @@ impl Api<'_> {
         self.newest(&*self.keyring.add_version(name, version)?)
     }
 
-    fn rotate(&self, name: &KeyName) -> Result<Value, Refusal> {
-        self.newest(&*rotated(self.keyring, name)?)
-    }
-
     fn update(&self, name: &KeyName, version: Option<&str>, body: &UpdateBody) -> Result<Value, Refusal> {
         let mut id = String::new();
         let key = self.keyring.update(name, |key| {
@@ -101,8 +97,7 @@ impl Api<'_> {
         let version = key.version(version)?;
         let padding = Padding::named(&body.alg).ok_or_else(|| {
             Refusal::bad_parameter(format!(
-                "Key and signing algorithm are incompatible. Key https uses algorithm: RSA-OAEP-256 or RSA-OAEP; \
-                 {:?} is not supported.",
+                "The algorithm {:?} is not supported: kmsfs dev-vault takes RSA-OAEP-256 and RSA-OAEP.",
                 body.alg
             ))
         })?;
@@ -153,21 +148,6 @@ impl Api<'_> {
         let next = next.map(|token| format!("{}/{path}?{}", self.vault_url, query.next(&token)));
         Ok(Reply::json(StatusCode::OK, &json!({ "value": items, "nextLink": next })))
     }
-}
-
-/// Adds a version like the newest one.
-///
-/// # Errors
-/// 404 where there is no such key, 409 where it was deleted meanwhile.
-pub fn rotated(keyring: &Keyring, name: &KeyName) -> Result<std::sync::Arc<Key>, Refusal> {
-    let key = keyring.get(name)?;
-    let newest = key.version(None)?;
-    let modulus = Modulus::with_bits(newest.rsa.modulus().len() as u64 * 8).unwrap_or_default();
-    // Neither the end of the old version nor its being disabled is inherited: a rotation gives a key that works.
-    let limits = Limits { operations: newest.limits.operations.clone(), ..Limits::default() };
-    let hsm = newest.kty == "RSA-HSM";
-    let version = NewVersion { modulus, hsm, limits, tags: newest.tags.clone() }.generate()?;
-    keyring.add_version(name, version)
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {

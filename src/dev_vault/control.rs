@@ -3,7 +3,6 @@
 //! It is apart from the vault's own port, so commands get through whatever fault is set. The socket is in a directory
 //! that only its owner may enter; there is no other authentication.
 
-use super::api::rotated;
 use super::documents::{bundle, key_id};
 use super::faults::Rule;
 use super::key::{Key, Limits, Seconds};
@@ -139,7 +138,7 @@ impl Vault {
                 let version = NewVersion { modulus, limits, ..NewVersion::default() }.generate()?;
                 keyring.add_version(&name, version)?
             }
-            Command::RotateKey { name } => rotated(keyring, &name)?,
+            Command::RotateKey { name } => keyring.rotate(&name)?,
             Command::EnableKey { name, version, enabled } => {
                 keyring.limit(&name, version.as_deref(), |limits| limits.enabled = enabled)?
             }

@@ -18,7 +18,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Threads that serve requests: an RSA operation takes about a millisecond, and a test machine has two cores.
@@ -40,6 +40,8 @@ pub struct StartFailure {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// Whether the reason is another process that serves the directory, or is about to.
+    pub busy: bool,
 }
 
 /// What the child tells the command that started it.
@@ -51,7 +53,7 @@ enum Report {
 
 impl From<io::Error> for StartFailure {
     fn from(error: io::Error) -> Self {
-        Self { message: format!("the vault cannot start: {error}"), hint: None }
+        Self { message: format!("the vault cannot start: {error}"), hint: None, busy: false }
     }
 }
 
@@ -74,6 +76,7 @@ impl Bound {
             return Err(StartFailure {
                 message: format!("another process serves {}", state.path().display()),
                 hint: Some(format!("kmsfs dev-vault stop --state {}", state.path().display())),
+                busy: true,
             });
         };
         let kept = Identity::load(&state)?;
@@ -82,6 +85,7 @@ impl Bound {
         let listener = TcpListener::bind(wanted).map_err(|error| StartFailure {
             message: format!("cannot listen on {wanted}: {error}"),
             hint: Some("choose another port with --listen; ids of existing keys hold the port".into()),
+            busy: false,
         })?;
         listener.set_nonblocking(true)?;
         let mut identity = kept.map_or_else(|| Identity::generate(wanted), Ok)?;
@@ -140,6 +144,8 @@ pub fn run_in_foreground(state: StateDir, start: &Start) -> Result<(), StartFail
 /// # Errors
 /// See [`Bound::new`]; the parent has been told.
 pub fn run_detached(state: StateDir, start: &Start) -> Result<(), StartFailure> {
+    // The only logger of this process, whose standard error is the log file.
+    let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr).try_init();
     let bound = rustix::process::setsid()
         .map_err(|errno| StartFailure::from(io::Error::from(errno)))
         .and_then(|_| Ok(std::env::set_current_dir("/")?))
@@ -186,9 +192,25 @@ pub fn start_detached(state: &StateDir, arguments: &[std::ffi::OsString]) -> Res
             Err(StartFailure {
                 message: format!("the vault ended while it started ({status})"),
                 hint: Some(format!("see {}", state.file(LOG).display())),
+                busy: false,
             })
         }
     }
+}
+
+/// The URL of a vault that another command is starting in this directory at the same time, once it serves.
+///
+/// # Errors
+/// The failure that was met, where none serves after some seconds.
+pub fn started_by_another(state: &StateDir, failure: StartFailure) -> Result<String, StartFailure> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while failure.busy && Instant::now() < deadline {
+        if let Some(url) = serving(state)? {
+            return Ok(url);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err(failure)
 }
 
 /// The URL of the vault that already serves this directory, if one does.

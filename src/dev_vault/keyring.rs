@@ -115,6 +115,21 @@ impl Keyring {
         })
     }
 
+    /// Adds a version like the newest one. Takes up to seconds: never on a thread that serves requests.
+    ///
+    /// # Errors
+    /// 404 where there is no such key, 409 where it was deleted meanwhile.
+    pub fn rotate(&self, name: &KeyName) -> Result<Arc<Key>, Refusal> {
+        let key = self.get(name)?;
+        let newest = key.version(None)?;
+        let modulus = Modulus::with_bits(newest.rsa.modulus().len() as u64 * 8).unwrap_or_default();
+        // Neither the end of the old version nor its being disabled is inherited: a rotation gives a key that works.
+        let limits = Limits { operations: newest.limits.operations.clone(), ..Limits::default() };
+        let hsm = newest.kty == "RSA-HSM";
+        let version = NewVersion { modulus, hsm, limits, tags: newest.tags.clone() }.generate()?;
+        self.add_version(name, version)
+    }
+
     /// Changes a key that is not deleted.
     ///
     /// # Errors

@@ -101,7 +101,7 @@ impl StateDir {
     pub fn replace(&self, name: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
         let target = self.file(name);
         let folder = target.parent().unwrap_or(&self.path);
-        let aside = target.with_added_extension("new");
+        let aside = self.file(&format!("{name}.new"));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&aside)?;
         file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
