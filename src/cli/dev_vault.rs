@@ -4,6 +4,7 @@ use super::{Exit, Failure};
 use crate::dev_vault::control::{Answer, Command, Control};
 use crate::dev_vault::daemon::{self, Start, StartFailure};
 use crate::dev_vault::faults::{Fault, Rule};
+use crate::dev_vault::identity::shell_word;
 use crate::dev_vault::key::now;
 use crate::dev_vault::names::KeyName;
 use crate::dev_vault::state::{ENVIRONMENT, StateDir};
@@ -21,6 +22,7 @@ use std::time::Duration;
 #[derive(Subcommand)]
 pub enum DevVault {
     /// Start it in the background, unless it runs; returns once it serves, and prints its URL
+    #[command(after_help = CLIENTS)]
     Start(StartArguments),
     /// Stop it; returns once its process has ended
     Stop(State),
@@ -32,6 +34,16 @@ pub enum DevVault {
     /// Let requests fail, until `fault none`
     Fault(FaultArguments),
 }
+
+const CLIENTS: &str = "\
+DIR/env is a shell file that exports what clients need: KMSFS_DEV_VAULT_URL, AZURE_TENANT_ID, AZURE_CLIENT_ID, \
+AZURE_CLIENT_SECRET, AZURE_AUTHORITY_HOST, and KMSFS_CA_FILE, the certificate to trust (DIR/ca.pem).
+
+For a program that knows only the system's certificates, set SSL_CERT_FILE=\"$KMSFS_CA_FILE\" for that program alone. \
+The vault's host, devvault.localhost, has to lead to 127.0.0.1: where the C library does not see to that, put it into \
+/etc/hosts.
+
+Keys lie unprotected in DIR: for tests, not for secrets.";
 
 /// Which vault.
 #[derive(Args)]
@@ -140,7 +152,7 @@ pub struct VersionArguments {
 /// `fault`.
 #[derive(Args)]
 pub struct FaultArguments {
-    /// none, forbid-role, forbid-firewall, throttle, error, hang, reset, or latency=DURATION
+    /// none, forbid-role, forbid-policy, forbid-firewall, throttle, error, hang, reset, or latency=DURATION
     #[arg(value_name = "FAULT")]
     kind: FaultKind,
     #[command(flatten)]
@@ -166,6 +178,7 @@ pub struct FaultArguments {
 enum FaultKind {
     None,
     ForbidRole,
+    ForbidPolicy,
     ForbidFirewall,
     Throttle,
     Error,
@@ -181,6 +194,7 @@ impl FromStr for FaultKind {
         match text {
             "none" => Ok(Self::None),
             "forbid-role" => Ok(Self::ForbidRole),
+            "forbid-policy" => Ok(Self::ForbidPolicy),
             "forbid-firewall" => Ok(Self::ForbidFirewall),
             "throttle" => Ok(Self::Throttle),
             "error" => Ok(Self::Error),
@@ -190,7 +204,7 @@ impl FromStr for FaultKind {
                 Some(Ok(latency)) => Ok(Self::Latency(latency)),
                 Some(Err(error)) => Err(format!("{error}; for instance latency=200ms")),
                 None => Err(
-                    "it is one of none, forbid-role, forbid-firewall, throttle, error, hang, reset, latency=DURATION"
+                    "it is one of none, forbid-role, forbid-policy, forbid-firewall, throttle, error, hang, reset, latency=DURATION"
                         .into(),
                 ),
             },
@@ -213,13 +227,13 @@ pub fn run(command: DevVault) -> Result<(), Failure> {
 }
 
 fn start(arguments: StartArguments) -> Result<(), Failure> {
-    let StartArguments { state: State { directory }, listen, token_lifetime, foreground, detached } = arguments;
+    let StartArguments { state: named, listen, token_lifetime, foreground, detached } = arguments;
     if let Some(address) = listen.filter(|address| !address.ip().is_loopback()) {
         return Err(Failure::new(Exit::Usage, format!("{address} is not a loopback address"))
             .hint("the vault's keys are not protected, so it serves this machine only: --listen 127.0.0.1:PORT"));
     }
-    let state = StateDir::create(&directory).map_err(|error| {
-        Failure::new(Exit::Store, format!("cannot use {} as a state directory: {error}", directory.display()))
+    let state = StateDir::create(&named.directory).map_err(|error| {
+        Failure::new(Exit::Store, format!("cannot use {} as a state directory: {error}", named.directory.display()))
             .hint("--state takes a directory that is empty, new, or was used before")
     })?;
     let start = Start { listen, token_lifetime };
@@ -229,7 +243,7 @@ fn start(arguments: StartArguments) -> Result<(), Failure> {
     if let Some(url) = daemon::serving(&state).map_err(|error| Failure::new(Exit::Failure, error.to_string()))? {
         if let Some(address) = listen.filter(|address| !url.ends_with(&format!(":{}", address.port()))) {
             return Err(Failure::new(Exit::Failure, format!("the vault already serves {url}, not {address}"))
-                .hint(format!("kmsfs dev-vault stop --state {}", directory.display())));
+                .hint(named.advice("stop")));
         }
         return print(&url);
     }
@@ -245,7 +259,7 @@ fn start(arguments: StartArguments) -> Result<(), Failure> {
         again.extend(["--token-lifetime".into(), format!("{}s", lifetime.as_secs()).into()]);
     }
     let url = daemon::start_detached(&state, &again).or_else(|failure| daemon::started_by_another(&state, failure))?;
-    eprintln!("for clients: . {}", state.file(ENVIRONMENT).display());
+    eprintln!("for clients: . {}", shell_word(&state.file(ENVIRONMENT).to_string_lossy()));
     print(&url)
 }
 
@@ -297,8 +311,11 @@ fn fault(arguments: &FaultArguments) -> Result<(), Failure> {
     if status.is_some() && !matches!(kind, FaultKind::Error) {
         return usage("--status goes with error only");
     }
-    if *also_tokens && (key.is_some() || matches!(kind, FaultKind::ForbidRole | FaultKind::ForbidFirewall)) {
-        return usage("--also-tokens goes with neither --key nor forbid-role nor forbid-firewall");
+    if *also_tokens
+        && (key.is_some()
+            || matches!(kind, FaultKind::ForbidRole | FaultKind::ForbidPolicy | FaultKind::ForbidFirewall))
+    {
+        return usage("--also-tokens goes with neither --key nor forbid-*");
     }
     let fault = match *kind {
         FaultKind::None => {
@@ -308,6 +325,7 @@ fn fault(arguments: &FaultArguments) -> Result<(), Failure> {
             return state.ask(&Command::ClearFault { key: key.clone() }).map(drop);
         }
         FaultKind::ForbidRole => Fault::ForbidRole,
+        FaultKind::ForbidPolicy => Fault::ForbidPolicy,
         FaultKind::ForbidFirewall => Fault::ForbidFirewall,
         FaultKind::Throttle => Fault::Throttle { retry_after: retry_after.map(|wait| wait.as_secs()) },
         FaultKind::Error => Fault::Error { status: status.unwrap_or(500) },
@@ -323,7 +341,7 @@ impl State {
     fn open(&self) -> Result<StateDir, Failure> {
         StateDir::open(&self.directory).ok_or_else(|| {
             Failure::new(Exit::Failure, format!("there is no vault in {}", self.directory.display()))
-                .hint(format!("kmsfs dev-vault start --state {}", self.directory.display()))
+                .hint(self.advice("start"))
         })
     }
 
@@ -335,7 +353,7 @@ impl State {
                 Exit::Failure,
                 format!("the vault of {} is not running", self.directory.display()),
             )
-            .hint(format!("kmsfs dev-vault start --state {}", self.directory.display())));
+            .hint(self.advice("start")));
         };
         match control.ask(command).map_err(failed)? {
             Answer::Done(value) => Ok(value),
@@ -343,14 +361,16 @@ impl State {
         }
     }
 
+    /// A command for this directory, ready for a shell.
+    fn advice(&self, command: &str) -> String {
+        format!("kmsfs dev-vault {command} --state {}", shell_word(&self.directory.to_string_lossy()))
+    }
+
     fn refused(&self, message: &str, code: &str) -> Failure {
         let failure = Failure::new(Exit::Failure, message);
-        let directory = self.directory.display();
         match code {
-            "ObjectIsDeletedButRecoverable" => {
-                failure.hint(format!("kmsfs dev-vault key recover|purge NAME --state {directory}"))
-            }
-            "KeyNotFound" => failure.hint(format!("kmsfs dev-vault key list --state {directory}")),
+            "ObjectIsDeletedButRecoverable" => failure.hint(self.advice("key recover|purge NAME")),
+            "KeyNotFound" => failure.hint(self.advice("key list")),
             _ => failure,
         }
     }

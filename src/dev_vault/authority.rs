@@ -73,7 +73,12 @@ pub fn fault_reply(fault: Fault) -> Option<Reply> {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             Some(failed(status, "server_error", 90033, "A transient error has occurred. Please try again."))
         }
-        Fault::ForbidRole | Fault::ForbidFirewall | Fault::Hang | Fault::Reset | Fault::Latency(_) => None,
+        Fault::ForbidRole
+        | Fault::ForbidPolicy
+        | Fault::ForbidFirewall
+        | Fault::Hang
+        | Fault::Reset
+        | Fault::Latency(_) => None,
     }
 }
 

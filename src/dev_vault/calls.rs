@@ -24,7 +24,7 @@ pub struct Counts {
     calls: BTreeMap<&'static str, u64>,
     /// The same for each key.
     keys: BTreeMap<KeyName, BTreeMap<&'static str, u64>>,
-    /// Answers by status. A request that was reset or left hanging has none.
+    /// Answers of the vault by status; not those of the token endpoint. A request that was reset or hangs has none.
     answers: BTreeMap<u16, u64>,
 }
 

@@ -75,7 +75,7 @@ impl Bound {
         let Some(lock) = state.try_lock()? else {
             return Err(StartFailure {
                 message: format!("another process serves {}", state.path().display()),
-                hint: Some(format!("kmsfs dev-vault stop --state {}", state.path().display())),
+                hint: Some("wait until it has ended".into()),
                 busy: true,
             });
         };

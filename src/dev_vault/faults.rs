@@ -16,6 +16,8 @@ use std::time::Duration;
 pub enum Fault {
     /// 403 with the inner code `ForbiddenByRbac`: the role is gone.
     ForbidRole,
+    /// 403 with the inner code `AccessDenied`: a vault with access policies, and the caller's is gone.
+    ForbidPolicy,
     /// 403 with the inner code `ForbiddenByFirewall`.
     ForbidFirewall,
     /// 429, with `Retry-After` in seconds where one is given.
@@ -39,7 +41,7 @@ pub enum Fault {
 impl Fault {
     /// Whether it comes before anybody looks at the token: the service is not there, so it knows no caller.
     pub fn is_outage(self) -> bool {
-        !matches!(self, Self::ForbidRole | Self::ForbidFirewall | Self::Throttle { .. })
+        !matches!(self, Self::ForbidRole | Self::ForbidPolicy | Self::ForbidFirewall | Self::Throttle { .. })
     }
 }
 

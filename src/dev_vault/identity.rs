@@ -80,7 +80,7 @@ impl Identity {
             ("AZURE_CLIENT_SECRET", &self.client_secret),
             ("AZURE_AUTHORITY_HOST", &self.authority()),
         ] {
-            text.push_str(&format!("export {name}={}\n", shell_quoted(value)));
+            text.push_str(&format!("export {name}={}\n", shell_word(value)));
         }
         Ok(text)
     }
@@ -102,8 +102,13 @@ pub fn random_guid() -> io::Result<String> {
     Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
 }
 
-fn shell_quoted(value: &str) -> String {
-    format!("'{}'", value.replace('\'', r"'\''"))
+/// The text as one word of a POSIX shell, quoted where it has to be.
+pub fn shell_word(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._:-".contains(&byte);
+    if !text.is_empty() && text.bytes().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
@@ -111,8 +116,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quote_in_a_path_does_not_end_the_shell_word() {
-        assert_eq!(shell_quoted("/tmp/it's $HOME"), r"'/tmp/it'\''s $HOME'");
+    fn a_shell_word_is_quoted_where_it_has_to_be() {
+        assert_eq!(shell_word("/tmp/it's $HOME"), r"'/tmp/it'\''s $HOME'");
+        assert_eq!(shell_word(""), "''");
+        assert_eq!(shell_word("https://localhost:1"), "https://localhost:1");
     }
 
     #[test]

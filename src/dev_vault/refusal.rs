@@ -91,6 +91,18 @@ impl Refusal {
         )
     }
 
+    /// 403: the caller's access policy was taken away.
+    pub fn policy_removed(caller: Caller<'_>, operation: &str) -> Self {
+        Self::forbidden(
+            "AccessDenied",
+            format!(
+                "The user, group or application '{caller}' does not have keys {operation} permission on key vault \
+                 'devvault;location=local'. For help resolving this issue, please see \
+                 https://go.microsoft.com/fwlink/?linkid=2125287"
+            ),
+        )
+    }
+
     /// 403: the firewall does not let this address in.
     pub fn firewall(caller: Caller<'_>, address: &str) -> Self {
         Self::forbidden(

@@ -52,7 +52,8 @@ impl StateDir {
             _ => {}
         }
         let state = Self { path: path.canonicalize()? };
-        if !state.is_vault() && state.has_foreign_files()? {
+        // Asked again last: a start at the same time may make a vault of it between the two questions.
+        if !state.is_vault() && state.has_foreign_files()? && !state.is_vault() {
             return Err(io::Error::new(
                 io::ErrorKind::DirectoryNotEmpty,
                 "the directory is not empty and is not the state of a vault",

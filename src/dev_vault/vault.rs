@@ -113,7 +113,7 @@ impl Vault {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 return Outcome::Answer(Refusal::broken(status).into());
             }
-            Some(Fault::ForbidRole | Fault::ForbidFirewall | Fault::Throttle { .. }) | None => {}
+            Some(Fault::ForbidRole | Fault::ForbidPolicy | Fault::ForbidFirewall | Fault::Throttle { .. }) | None => {}
         }
         if let Err(failure) = token {
             let challenge = self.challenge();
@@ -157,6 +157,7 @@ impl Vault {
                 );
                 Some(Refusal::role_removed(caller, call.operation.action(), &resource))
             }
+            Fault::ForbidPolicy => Some(Refusal::policy_removed(caller, call.operation.name())),
             Fault::ForbidFirewall => Some(Refusal::firewall(caller, &peer.to_string())),
             Fault::Throttle { retry_after } => Some(Refusal::throttled(retry_after)),
             Fault::Error { .. } | Fault::Hang | Fault::Reset | Fault::Latency(_) => None,

@@ -13,6 +13,7 @@ async fn refusals_and_errors_take_effect_at_once_and_can_be_taken_back() -> Outc
     let wrapped = wire.wrapped("k").await;
     for (fault, answer) in [
         (&["forbid-role"][..], refused(403, "Forbidden", "ForbiddenByRbac")),
+        (&["forbid-policy"], refused(403, "Forbidden", "AccessDenied")),
         (&["forbid-firewall"], refused(403, "Forbidden", "ForbiddenByFirewall")),
         (&["throttle"], refused(429, "Throttled", "")),
         (&["error"], refused(500, "InternalServerError", "")),
@@ -35,7 +36,9 @@ async fn a_removed_role_names_the_caller_the_action_and_the_key() -> Outcome {
     vault.ok(&["fault", "forbid-role"]);
     let answer = wire.apply("/keys/Tenant-A/unwrapkey", "AAAA").await;
     let message = answer.body["error"]["message"].as_str().expect("a message");
-    for part in ["Microsoft.KeyVault/vaults/keys/unwrap/action", "/keys/tenant-a", &vault.environment()["AZURE_CLIENT_ID"]] {
+    for part in
+        ["Microsoft.KeyVault/vaults/keys/unwrap/action", "/keys/tenant-a", &vault.environment()["AZURE_CLIENT_ID"]]
+    {
         assert!(message.contains(part), "{message}");
     }
     Ok(())

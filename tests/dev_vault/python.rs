@@ -6,9 +6,7 @@ use std::process::Command;
 #[test]
 fn microsofts_python_client_finds_a_key_vault() {
     let python = std::env::var_os("KMSFS_TEST_PYTHON").unwrap_or_else(|| {
-        panic!(
-            "KMSFS_TEST_PYTHON is not set: run scripts/test, or export KMSFS_TEST_PYTHON=\"$(scripts/python-env)\""
-        )
+        panic!("KMSFS_TEST_PYTHON is not set: run scripts/test, or export KMSFS_TEST_PYTHON=\"$(scripts/python-env)\"")
     });
     let vault = TestVault::start();
     let output = Command::new(python)

@@ -7,9 +7,7 @@ use serde_json::{Value, json};
 /// The codes of all four cryptographic operations on a key, with `wrapped` for the two that open.
 async fn all_uses(wire: &Wire, key: &str, wrapped: &str) -> [(u16, String, String); 4] {
     let mut codes = Vec::new();
-    for (operation, value) in
-        [("wrapkey", "AAAA"), ("encrypt", "AAAA"), ("unwrapkey", wrapped), ("decrypt", wrapped)]
-    {
+    for (operation, value) in [("wrapkey", "AAAA"), ("encrypt", "AAAA"), ("unwrapkey", wrapped), ("decrypt", wrapped)] {
         codes.push(wire.apply(&format!("/keys/{key}/{operation}"), value).await.codes());
     }
     codes.try_into().expect("four operations")
@@ -133,7 +131,9 @@ async fn what_does_not_exist_is_not_found() -> Outcome {
     let wire = vault.wire().await;
     let none = refused(404, "KeyNotFound", "");
     let unknown_version = format!("/keys/k/{}", "0".repeat(32));
-    for path in ["/keys/other", &unknown_version, "/keys/other/versions", "/deletedkeys/k", "/keys/other/rotationpolicy"] {
+    for path in
+        ["/keys/other", &unknown_version, "/keys/other/versions", "/deletedkeys/k", "/keys/other/rotationpolicy"]
+    {
         assert_eq!(wire.get(path).await.codes(), none, "{path}");
     }
     for (method, path) in [
