@@ -3,6 +3,7 @@
 
 mod dev_vault;
 pub mod failure;
+mod key;
 
 use clap::{Parser, Subcommand};
 pub use failure::{Exit, Failure};
@@ -10,7 +11,14 @@ use std::process::ExitCode;
 
 /// Encrypted files that can be read only while a key in a cloud KMS says so.
 #[derive(Parser)]
-#[command(name = "kmsfs", version, about, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "kmsfs",
+    version,
+    about,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -21,6 +29,9 @@ enum Command {
     /// Run an embedded Key Vault on loopback, to try and to test everything without a cloud
     #[command(subcommand)]
     DevVault(dev_vault::DevVault),
+    /// Make a raw key, or test a key in a KMS
+    #[command(subcommand)]
+    Key(key::KeyCommand),
 }
 
 /// Runs the program's command line and returns the process's exit code.
@@ -34,6 +45,7 @@ pub fn run() -> ExitCode {
     };
     let result = match arguments.command {
         Command::DevVault(command) => dev_vault::run(command),
+        Command::Key(command) => key::run(command),
     };
     match result {
         Ok(()) => Exit::Ok.into(),

@@ -2,10 +2,24 @@
 //! One file per provider in `kms/`; each only translates its cloud's words. Depends on `units` and `crypto`.
 //! Invariant: an error says what the caller can do about it, and a refusal is never confused with silence.
 
+mod azure;
+mod backoff;
+mod connect;
+#[cfg(test)]
+pub(crate) mod fake;
+mod kek;
+mod local;
+
+pub use azure::AzureKms;
+pub use backoff::Backoff;
+pub use connect::{ConnectOptions, Credentials, connect};
+pub use kek::{AzureKek, KekRef};
+pub use local::{KEY_MALFORMED, KEY_REPLACED, LocalKms};
+
 use crate::crypto::Secret32;
 use crate::units::VolumeId;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The full name of a KEK *including its version*, as its own cloud writes it:
 /// `https://NAME.vault.azure.net/keys/KEY/VERSION`, or `file:PATH#FINGERPRINT` for a raw key.
@@ -75,11 +89,33 @@ pub trait Kms: Send + Sync {
     /// See [`KmsError`].
     fn current(&self) -> Result<KekId, KmsError>;
 
+    /// What the service says about the newest version of the KEK, asked now. For people, not for decisions:
+    /// a key that is called enabled may still refuse to unwrap.
+    ///
+    /// # Errors
+    /// See [`KmsError`].
+    fn facts(&self) -> Result<Facts, KmsError>;
+
     /// The longest that one call may take, its own retries included.
     fn deadline(&self) -> Duration;
 }
 
-/// Which of the four answers a failed call to a KMS amounts to.
+/// What a KMS says about a KEK; `None` where it does not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The KEK with its version.
+    pub kek: KekId,
+    /// What kind of key it is: `RSA-3072`, `AES-256`.
+    pub kind: String,
+    /// Whether it is enabled.
+    pub enabled: Option<bool>,
+    /// From when on it may be used to wrap.
+    pub not_before: Option<SystemTime>,
+    /// Until when it may be used to wrap. Azure goes on unwrapping after it: expiry does not revoke.
+    pub expires: Option<SystemTime>,
+}
+
+/// Which of the five answers a failed call to a KMS amounts to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KmsErrorKind {
     /// The KMS answered, and said no: disabled, deleted, access removed, firewall. This is a revocation.
@@ -88,11 +124,30 @@ pub enum KmsErrorKind {
     Unreachable,
     /// The wrapped bytes are not what this key wrapped: damage, or the wrong key. Never a revocation.
     Damaged,
-    /// The request itself is wrong: unknown form of key, operation not permitted by `key_ops`, bad CA file.
+    /// The request itself is wrong: unknown form of key, key that cannot wrap, bad CA file.
     Misconfigured,
     /// No credentials, or the identity provider refused them before the KMS was asked.
     Credentials,
 }
+
+/// The [`KmsError::code`] of a key whose owner does not let it unwrap. To a lease it is a refusal.
+pub const OPERATION_FORBIDDEN: &str = "KeyOperationForbidden";
+
+impl KmsErrorKind {
+    /// The kind's name in logs and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Damaged => "damaged",
+            Self::Misconfigured => "misconfigured",
+            Self::Credentials => "credentials",
+        }
+    }
+}
+
+/// The [`KmsError::code`] of a service that had too much to do, whatever its own word for it.
+pub const THROTTLED: &str = "Throttled";
 
 /// Why a call to a KMS failed, in words for a person and in a kind for the program.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,4 +20,5 @@ pub mod format;
 pub mod journal;
 pub mod kms;
 pub mod store;
+pub mod lease;
 pub mod units;

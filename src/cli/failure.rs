@@ -1,6 +1,6 @@
 //! How a command fails: an exit code that scripts can rely on, a message and a hint for people.
 
-use crate::kms::{KmsError, KmsErrorKind};
+use crate::kms::{KEY_MALFORMED, KEY_REPLACED, KmsError, KmsErrorKind, OPERATION_FORBIDDEN};
 use std::process::ExitCode;
 
 /// The exit codes. Stable: scripts depend on the numbers.
@@ -79,7 +79,12 @@ impl Failure {
 impl From<KmsError> for Failure {
     fn from(error: KmsError) -> Self {
         let exit = match error.kind {
-            KmsErrorKind::Refused => Exit::KmsRefused,
+            // To a lease they are all refusals; to whoever mounts, some are the wrong file or the wrong setting.
+            KmsErrorKind::Refused => match error.code.as_deref() {
+                Some(KEY_REPLACED) => Exit::WrongKey,
+                Some(KEY_MALFORMED | OPERATION_FORBIDDEN) => Exit::KmsMisconfigured,
+                _ => Exit::KmsRefused,
+            },
             KmsErrorKind::Unreachable => Exit::KmsUnreachable,
             KmsErrorKind::Damaged => Exit::WrongKey,
             KmsErrorKind::Misconfigured => Exit::KmsMisconfigured,

@@ -1,0 +1,164 @@
+//! Azure Key Vault and Managed HSM. Wraps here, with the public half of an RSA key that is fetched once, so that
+//! files can be created while the vault throttles; unwraps there. Depends on the seam and Microsoft's SDK, which
+//! stays on one thread of its own (`worker`). `client` builds it, `key` reads what the vault says about a key,
+//! `errors` sorts what it refuses.
+//! Invariant: a secret is unwrapped by exactly the key version that wrapped it, at the vault that was configured.
+
+mod client;
+mod errors;
+mod key;
+mod worker;
+
+use super::{AzureKek, ConnectOptions, Facts, KekId, Kms, KmsError, KmsErrorKind, WrapAlgorithm, Wrapped};
+use crate::crypto::Secret32;
+use crate::units::VolumeId;
+use key::{PublicHalf, VaultKey};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use worker::{Answer, Question, Worker};
+
+/// One key of one vault.
+pub struct AzureKms {
+    kek: AzureKek,
+    worker: Worker,
+    deadline: Duration,
+    /// The version to wrap with. Held during the call that fetches it: who wraps meanwhile needs it too.
+    public: Mutex<Option<Arc<PublicHalf>>>,
+}
+
+impl AzureKms {
+    /// The key with this name. Starts a thread, so a process that forks has to do that first; talks to nobody yet.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Misconfigured`] for a CA file that cannot be used, [`KmsErrorKind::Credentials`] when there
+    /// is no identity to show.
+    pub fn new(kek: AzureKek, options: &ConnectOptions) -> Result<Self, KmsError> {
+        let worker = Worker::start(kek.clone(), options)?;
+        Ok(Self { kek, worker, deadline: options.deadline, public: Mutex::new(None) })
+    }
+
+    /// What the vault says about the version to wrap with.
+    fn ask(&self) -> Result<VaultKey, KmsError> {
+        match self.worker.ask(Question::Key)? {
+            Answer::Key(key) => Ok(key),
+            Answer::Secret(_) => Err(errors::not_key_vault("it answered another question")),
+        }
+    }
+
+    fn fetch(&self) -> Result<Arc<PublicHalf>, KmsError> {
+        let key = self.ask()?;
+        Ok(Arc::new(key.public_half(&self.kek, SystemTime::now())?))
+    }
+
+    /// The version of ours that wrapped this.
+    fn version<'a>(&self, wrapped: &'a Wrapped) -> Result<(&'a str, AzureKek), KmsError> {
+        let other = |what: &str| {
+            let message = format!("the secret was wrapped by {}, {what}", wrapped.kek);
+            KmsError::new(KmsErrorKind::Damaged, message).hint("name the KEK that wrapped it")
+        };
+        if wrapped.algorithm != WrapAlgorithm::RsaOaep256 {
+            return Err(other("and not with RSA-OAEP-256"));
+        }
+        let recorded = AzureKek::parse(&wrapped.kek.0).map_err(|_| other("not by a Key Vault key"))?;
+        // The host may differ: a private endpoint has another one than the key's id.
+        if !recorded.name.eq_ignore_ascii_case(&self.kek.name) {
+            return Err(other(&format!("not by {}", self.kek)));
+        }
+        if recorded.version.is_none() {
+            return Err(other("and its version is not recorded"));
+        }
+        Ok((&wrapped.kek.0, recorded))
+    }
+}
+
+impl Kms for AzureKms {
+    fn wrap(&self, secret: &Secret32, _volume: VolumeId) -> Result<Wrapped, KmsError> {
+        let public = {
+            let mut public = self.public.lock();
+            match &*public {
+                Some(public) => Arc::clone(public),
+                None => Arc::clone(public.insert(self.fetch()?)),
+            }
+        };
+        let blob = public.wrap(secret)?;
+        Ok(Wrapped { kek: public.id.clone(), algorithm: WrapAlgorithm::RsaOaep256, blob })
+    }
+
+    fn unwrap(&self, wrapped: &Wrapped, _volume: VolumeId) -> Result<Secret32, KmsError> {
+        let (_, kek) = self.version(wrapped)?;
+        let version = kek.version.unwrap_or_default();
+        match self.worker.ask(Question::Unwrap { version, blob: wrapped.blob.clone() })? {
+            Answer::Secret(secret) => Ok(secret),
+            Answer::Key(_) => Err(errors::not_key_vault("it answered another question")),
+        }
+    }
+
+    fn current(&self) -> Result<KekId, KmsError> {
+        let fetched = self.fetch()?;
+        let id = fetched.id.clone();
+        *self.public.lock() = Some(fetched);
+        Ok(id)
+    }
+
+    fn facts(&self) -> Result<Facts, KmsError> {
+        self.ask()?.facts()
+    }
+
+    fn deadline(&self) -> Duration {
+        self.deadline
+    }
+}
+
+impl std::fmt::Debug for AzureKms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AzureKms").field("kek", &self.kek).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kms::Credentials;
+
+    const VERSION: &str = "0123456789abcdef0123456789abcdef";
+
+    fn kms() -> AzureKms {
+        let options = ConnectOptions {
+            credentials: Credentials::DeveloperTools,
+            ca_file: None,
+            deadline: Duration::from_secs(5),
+            mount: None,
+        };
+        AzureKms::new(AzureKek::parse("https://v.localhost:1/keys/k").unwrap(), &options).unwrap()
+    }
+
+    #[test]
+    fn what_another_key_wrapped_is_damage_and_the_vault_is_not_asked() {
+        let kms = kms();
+        let wrapped = |kek: &str, algorithm| Wrapped { kek: KekId(kek.into()), algorithm, blob: vec![0; 256] };
+        let rsa = WrapAlgorithm::RsaOaep256;
+        for wrapped in [
+            wrapped(&format!("https://v.localhost/keys/other/{VERSION}"), rsa),
+            wrapped("https://v.localhost/keys/k", rsa),
+            wrapped("file:/k#0123456789abcdef", rsa),
+            wrapped(&format!("https://v.localhost/keys/k/{VERSION}"), WrapAlgorithm::LocalAes256Gcm),
+        ] {
+            let error = kms.unwrap(&wrapped, VolumeId([0; 16])).unwrap_err();
+            assert_eq!(error.kind, KmsErrorKind::Damaged, "{wrapped:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_id_with_another_host_is_taken_to_the_configured_vault() {
+        let wrapped = Wrapped {
+            kek: KekId(format!("https://v.vault.azure.net/keys/K/{VERSION}")),
+            algorithm: WrapAlgorithm::RsaOaep256,
+            blob: vec![0; 256],
+        };
+        // Nothing listens on port 1 of loopback: an answer from there, not from Azure.
+        let error = kms().unwrap(&wrapped, VolumeId([0; 16])).unwrap_err();
+        assert_eq!(error.kind, KmsErrorKind::Unreachable, "{error:?}");
+        assert!(error.message.contains("v.localhost"), "{error:?}");
+    }
+}

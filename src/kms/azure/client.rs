@@ -1,0 +1,247 @@
+//! Builds the SDK's client: transport, identity, and the labels on each request. Talks to nobody.
+//! Invariant: no redirect is followed, nothing is retried, and a token is sent only to a host that its challenge names;
+//! the SDK verifies that, and it is not turned off here.
+
+use crate::kms::{AzureKek, ConnectOptions, Credentials, KmsError, KmsErrorKind};
+use async_trait::async_trait;
+use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
+use azure_core::credentials::{Secret, TokenCredential};
+use azure_core::http::headers::USER_AGENT;
+use azure_core::http::policies::{Policy, PolicyResult};
+use azure_core::http::{ClientOptions, Context, HttpClient, Request, RetryOptions, Transport};
+use azure_identity::{
+    ClientAssertionCredentialOptions, ClientSecretCredential, ClientSecretCredentialOptions, DeveloperToolsCredential,
+    ManagedIdentityCredential, ManagedIdentityCredentialOptions, UserAssignedId, WorkloadIdentityCredential,
+    WorkloadIdentityCredentialOptions,
+};
+use azure_security_keyvault_keys::{KeyClient, KeyClientOptions};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use url::Url;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Idle connections are closed before the load balancers between here and there forget them.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What is needed to build a client, and to build it anew when its token is no longer accepted.
+pub(super) struct Maker {
+    kek: AzureKek,
+    credentials: Credentials,
+    transport: Transport,
+    label: Arc<Label>,
+}
+
+impl Maker {
+    pub(super) fn new(kek: AzureKek, options: &ConnectOptions) -> Result<Self, KmsError> {
+        if let Credentials::None(reason) = &options.credentials {
+            return Err(KmsError::new(KmsErrorKind::Credentials, reason.clone())
+                .hint("set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, or log in with 'az login'"));
+        }
+        let credentials = options.credentials.clone();
+        let transport = Transport::new(Arc::new(http_client(&kek, options)?) as Arc<dyn HttpClient>);
+        let label = Arc::new(Label::new(options.mount.as_deref()));
+        Ok(Self { kek, credentials, transport, label })
+    }
+
+    /// A client that has no token yet.
+    pub(super) fn make(&self) -> Result<KeyClient, KmsError> {
+        let credential = self.credential().map_err(|error| {
+            KmsError::new(KmsErrorKind::Credentials, format!("the {} cannot be used: {error}", self.credentials.name()))
+                .hint("check AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_AUTHORITY_HOST and the token file")
+        })?;
+        let options = KeyClientOptions { client_options: self.client_options(), ..KeyClientOptions::default() };
+        KeyClient::new(self.kek.vault.as_str(), credential, Some(options)).map_err(|error| {
+            KmsError::new(KmsErrorKind::Misconfigured, format!("{} cannot be used: {error}", self.kek.vault))
+        })
+    }
+
+    fn client_options(&self) -> ClientOptions {
+        ClientOptions {
+            per_try_policies: vec![Arc::clone(&self.label) as Arc<dyn Policy>],
+            retry: RetryOptions::none(),
+            transport: Some(self.transport.clone()),
+            ..ClientOptions::default()
+        }
+    }
+
+    fn credential(&self) -> azure_core::Result<Arc<dyn TokenCredential>> {
+        let at = |authority: &Option<String>| {
+            let cloud = Some(Arc::new(cloud(self.kek.host(), authority.as_deref())));
+            ClientOptions { cloud, ..self.client_options() }
+        };
+        Ok(match &self.credentials {
+            Credentials::ClientSecret { tenant, client, secret, authority } => ClientSecretCredential::new(
+                tenant,
+                client.clone(),
+                Secret::new(secret.to_string()),
+                Some(ClientSecretCredentialOptions { client_options: at(authority) }),
+            )?,
+            Credentials::WorkloadIdentity { tenant, client, token_file, authority } => {
+                WorkloadIdentityCredential::new(Some(WorkloadIdentityCredentialOptions {
+                    credential_options: ClientAssertionCredentialOptions { client_options: at(authority) },
+                    client_id: Some(client.clone()),
+                    tenant_id: Some(tenant.clone()),
+                    token_file_path: Some(token_file.clone()),
+                }))?
+            }
+            Credentials::ManagedIdentity { client } => {
+                ManagedIdentityCredential::new(Some(ManagedIdentityCredentialOptions {
+                    user_assigned_id: client.clone().map(UserAssignedId::ClientId),
+                    client_options: self.client_options(),
+                }))?
+            }
+            Credentials::DeveloperTools | Credentials::None(_) => DeveloperToolsCredential::new(None)?,
+        })
+    }
+}
+
+/// Where tokens come from: what is configured, else what goes with the vault's cloud.
+fn cloud(host: &str, authority: Option<&str>) -> CloudConfiguration {
+    match authority {
+        Some(authority) => {
+            let mut custom = CustomConfiguration::default();
+            custom.authority_host = authority.to_owned();
+            custom.into()
+        }
+        None if host.ends_with(".azure.cn") => CloudConfiguration::AzureChina,
+        None if host.ends_with(".usgovcloudapi.net") => CloudConfiguration::AzureGovernment,
+        None => CloudConfiguration::AzurePublic,
+    }
+}
+
+fn http_client(kek: &AzureKek, options: &ConnectOptions) -> Result<reqwest::Client, KmsError> {
+    let mut builder = reqwest::Client::builder()
+        .https_only(false) // a machine's own identity is asked for on a link-local address, in clear
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .tcp_keepalive(Duration::from_secs(15))
+        // With HTTP/2 every call would share one connection, and hang with it.
+        .http1_only();
+    let authority = match &options.credentials {
+        Credentials::ClientSecret { authority, .. } | Credentials::WorkloadIdentity { authority, .. } => {
+            authority.as_deref()
+        }
+        _ => None,
+    };
+    let authority = authority.and_then(|url| Url::parse(url).ok());
+    let hosts = [Some(kek.host()), authority.as_ref().and_then(Url::host_str)];
+    for host in hosts.into_iter().flatten().filter(|host| is_loopback_name(host)) {
+        // RFC 6761, section 6.3; the C library does not know it. Port 0 stands for that of the URL.
+        builder = builder.resolve(host, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).no_proxy();
+    }
+    if let Some(path) = &options.ca_file {
+        let bad = |what: String| {
+            KmsError::new(KmsErrorKind::Misconfigured, format!("the CA file '{}' {what}", path.display()))
+                .hint("KMSFS_CA_FILE names a file with one or more certificates in PEM")
+        };
+        let pem = std::fs::read(path).map_err(|error| bad(format!("cannot be read: {error}")))?;
+        let certificates =
+            reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| bad(format!("is not PEM: {error}")))?;
+        if certificates.is_empty() {
+            return Err(bad("holds no certificate".into()));
+        }
+        builder = builder.tls_certs_merge(certificates);
+    }
+    builder.build().map_err(|error| {
+        let message = format!("no TLS client: {}", error_chain(&error));
+        KmsError::new(KmsErrorKind::Misconfigured, message).hint("check KMSFS_CA_FILE and the system's certificates")
+    })
+}
+
+fn is_loopback_name(host: &str) -> bool {
+    host == "localhost" || host.ends_with(".localhost")
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+/// Names this mount in every request, so that the vault's own log does too.
+#[derive(Debug)]
+struct Label(String);
+
+impl Label {
+    fn new(mount: Option<&str>) -> Self {
+        let version = env!("CARGO_PKG_VERSION");
+        let clean: String = mount
+            .unwrap_or_default()
+            .chars()
+            .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+            .take(64)
+            .collect();
+        Self(if clean.is_empty() { format!("kmsfs/{version}") } else { format!("kmsfs/{version} (mount {clean})") })
+    }
+}
+
+#[async_trait]
+impl Policy for Label {
+    async fn send(&self, ctx: &Context, request: &mut Request, next: &[Arc<dyn Policy>]) -> PolicyResult {
+        let sdk = request.headers().get_optional_str(&USER_AGENT).unwrap_or_default();
+        // The identity's own requests, and a second try after a challenge, pass here too.
+        let agent = if sdk.starts_with("kmsfs/") { sdk.to_owned() } else { format!("{} {sdk}", self.0) };
+        request.insert_header(USER_AGENT, agent);
+        next[0].send(ctx, request, &next[1..]).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn maker(ca_file: Option<&str>, credentials: Credentials) -> Result<Maker, KmsError> {
+        let options =
+            ConnectOptions { credentials, ca_file: ca_file.map(Into::into), deadline: CONNECT_TIMEOUT, mount: None };
+        Maker::new(AzureKek::parse("https://v.vault.azure.net/keys/k").unwrap(), &options)
+    }
+
+    #[test]
+    fn a_ca_file_that_is_absent_or_holds_no_certificate_is_refused() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let empty = dir.path().join("empty.pem");
+        std::fs::write(&empty, "").unwrap();
+        for path in ["/nonexistent/ca.pem", empty.to_str().unwrap()] {
+            let error = maker(Some(path), Credentials::DeveloperTools).err().expect(path);
+            assert_eq!(error.kind, KmsErrorKind::Misconfigured, "{path}");
+            assert!(error.hint.unwrap().contains("KMSFS_CA_FILE"));
+        }
+    }
+
+    #[test]
+    fn without_an_identity_nothing_is_connected() {
+        let error = maker(None, Credentials::None("no".into())).err().unwrap();
+        assert_eq!(error.kind, KmsErrorKind::Credentials);
+    }
+
+    #[test]
+    fn an_authority_in_clear_is_refused() {
+        let credentials = Credentials::ClientSecret {
+            tenant: "t".into(),
+            client: "c".into(),
+            secret: String::from("s").into(),
+            authority: Some("http://login.example".into()),
+        };
+        assert_eq!(maker(None, credentials).unwrap().make().err().unwrap().kind, KmsErrorKind::Credentials);
+    }
+
+    #[test]
+    fn the_cloud_follows_the_vault_unless_an_authority_is_named() {
+        assert_eq!(cloud("v.vault.azure.cn", None), CloudConfiguration::AzureChina);
+        assert_eq!(cloud("v.vault.usgovcloudapi.net", None), CloudConfiguration::AzureGovernment);
+        assert_eq!(cloud("v.vault.azure.net", None), CloudConfiguration::AzurePublic);
+        assert!(matches!(cloud("v.vault.azure.cn", Some("https://x")), CloudConfiguration::Custom(_)));
+    }
+
+    #[test]
+    fn the_label_names_the_mount_and_cannot_break_a_header() {
+        assert_eq!(Label::new(Some("a-1\r\nX: y")).0, concat!("kmsfs/", env!("CARGO_PKG_VERSION"), " (mount a-1Xy)"));
+        assert_eq!(Label::new(None).0, concat!("kmsfs/", env!("CARGO_PKG_VERSION")));
+    }
+}

@@ -1,0 +1,254 @@
+//! The name of a KEK as its owner writes it, and nothing that does I/O. Depends on the seam only.
+//! Invariant: a [`KekRef`] is complete: it has a scheme, a place and a key, and a wrong form is refused with
+//! the right one in the hint.
+
+use super::{KmsError, KmsErrorKind};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use url::Url;
+
+const AZURE_FORM: &str = "write it as https://NAME.vault.azure.net/keys/KEY, with /VERSION at the end to pin a version";
+const FILE_FORM: &str = "write it as file:PATH, for example file:/etc/kmsfs/volume.key";
+
+/// Which KEK, at which provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KekRef {
+    /// A key in an Azure Key Vault or Managed HSM.
+    Azure(AzureKek),
+    /// A raw key in a file; the path is absolute.
+    File(PathBuf),
+}
+
+/// A Key Vault key by its URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AzureKek {
+    /// The vault to dial: `https://HOST[:PORT]/`.
+    pub vault: Url,
+    /// The key's name in it.
+    pub name: String,
+    /// The one version that is used, or the newest.
+    pub version: Option<String>,
+}
+
+impl AzureKek {
+    /// The host to dial.
+    pub fn host(&self) -> &str {
+        self.vault.host_str().unwrap_or_default()
+    }
+
+    /// The name by which Azure's command line knows the vault: the first label of the host.
+    pub fn vault_name(&self) -> &str {
+        self.host().split('.').next().unwrap_or_default()
+    }
+
+    /// Takes `https://HOST[:PORT]/keys/NAME[/VERSION]` apart.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Misconfigured`] with what is wrong and the right form.
+    pub fn parse(text: &str) -> Result<Self, KmsError> {
+        let wrong = |what: &str| misconfigured(format!("'{text}' is not a Key Vault key: {what}")).hint(AZURE_FORM);
+        let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(misconfigured("the URL of a Key Vault key holds no user or password").hint(AZURE_FORM));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(wrong("it goes on after the key"));
+        }
+        if url.host_str().is_none_or(str::is_empty) {
+            return Err(wrong("it has no host"));
+        }
+        let mut path: Vec<&str> = url.path().split('/').skip(1).collect();
+        if path.last() == Some(&"") {
+            path.pop();
+        }
+        let (name, version) = match path[..] {
+            ["keys", name] => (name, None),
+            ["keys", name, version] => (name, Some(version)),
+            [] | ["keys"] => return Err(wrong("it names a vault, but no key in it")),
+            ["secrets" | "certificates", ..] => return Err(wrong("it names a secret or a certificate")),
+            _ => return Err(wrong("its path is not /keys/KEY or /keys/KEY/VERSION")),
+        };
+        let name_is_valid =
+            (1..=127).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if !name_is_valid {
+            return Err(wrong("a key's name is 1 to 127 letters, digits and hyphens"));
+        }
+        if version.is_some_and(|v| v.len() != 32 || !v.bytes().all(|b| b.is_ascii_hexdigit())) {
+            return Err(wrong("a version is 32 hexadecimal digits"));
+        }
+        let (name, version) = (name.to_owned(), version.map(str::to_ascii_lowercase));
+        let mut vault = url;
+        vault.set_path("/");
+        Ok(Self { vault, name, version })
+    }
+}
+
+impl FromStr for KekRef {
+    type Err = KmsError;
+
+    fn from_str(text: &str) -> Result<Self, KmsError> {
+        if text.is_empty() {
+            return Err(misconfigured("no KEK is named").hint(AZURE_FORM));
+        }
+        if let Some(path) = text.strip_prefix("file:") {
+            return file(path);
+        }
+        if text.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://")) {
+            return AzureKek::parse(text).map(Self::Azure);
+        }
+        if let Some(rest) = text.strip_prefix("http://") {
+            let error = misconfigured(format!("'{text}' would send tokens and keys in clear"));
+            return Err(error.hint(format!("write https://{rest}")));
+        }
+        if let Some(provider) = other_cloud(text) {
+            let error = misconfigured(format!("'{text}' names a key of {provider}, which is not supported yet"));
+            return Err(error.hint(format!("supported are Azure Key Vault and raw keys in files; {AZURE_FORM}")));
+        }
+        if text.contains(".vault.azure.") || text.contains(".managedhsm.azure.") {
+            return Err(misconfigured(format!("'{text}' has no scheme")).hint(format!("write https://{text}")));
+        }
+        let is_path = text.contains('/') || Path::new(text).exists();
+        let error = misconfigured(format!("'{text}' does not say which KMS it is of"));
+        Err(error.hint(if is_path {
+            format!("for a raw key in a file, write file:{text}")
+        } else {
+            AZURE_FORM.to_owned()
+        }))
+    }
+}
+
+impl fmt::Display for AzureKek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}keys/{}", self.vault, self.name)?;
+        match &self.version {
+            Some(version) => write!(f, "/{version}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for KekRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Azure(kek) => kek.fmt(f),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+        }
+    }
+}
+
+/// `file:PATH` and `file:///PATH`; a relative path counts from the current directory.
+fn file(path: &str) -> Result<KekRef, KmsError> {
+    let path = match path.strip_prefix("//") {
+        Some(rest) if rest.starts_with('/') => rest,
+        Some(_) => return Err(misconfigured(format!("'file:{path}' names a file on another host")).hint(FILE_FORM)),
+        None => path,
+    };
+    if path.is_empty() {
+        return Err(misconfigured("'file:' names no file").hint(FILE_FORM));
+    }
+    let absolute = std::path::absolute(path)
+        .map_err(|error| misconfigured(format!("'file:{path}' cannot be made absolute: {error}")).hint(FILE_FORM))?;
+    Ok(KekRef::File(absolute))
+}
+
+fn other_cloud(text: &str) -> Option<&'static str> {
+    const FORMS: [(&str, &str); 6] = [
+        ("arn:", "AWS KMS"),
+        ("alias/", "AWS KMS"),
+        ("projects/", "Google Cloud KMS"),
+        ("vault:", "Vault Transit"),
+        ("transit/", "Vault Transit"),
+        ("pkcs11:", "a PKCS#11 token"),
+    ];
+    FORMS.iter().find(|(prefix, _)| text.starts_with(prefix)).map(|(_, provider)| *provider)
+}
+
+fn misconfigured(message: impl Into<String>) -> KmsError {
+    KmsError::new(KmsErrorKind::Misconfigured, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn azure(text: &str) -> AzureKek {
+        match text.parse() {
+            Ok(KekRef::Azure(kek)) => kek,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_key_vault_key_is_taken_apart() {
+        let kek = azure("https://myvault.vault.azure.net/keys/disk-key");
+        assert_eq!((kek.vault.as_str(), kek.name.as_str()), ("https://myvault.vault.azure.net/", "disk-key"));
+        assert_eq!((kek.version, kek.vault.port()), (None, None));
+        let kek = azure("https://devvault.localhost:8443/keys/k/0123456789ABCDEF0123456789abcdef/");
+        assert_eq!(kek.vault.as_str(), "https://devvault.localhost:8443/");
+        assert_eq!((kek.name.as_str(), kek.vault_name()), ("k", "devvault"));
+        assert_eq!(kek.version.as_deref(), Some("0123456789abcdef0123456789abcdef"));
+    }
+
+    #[test]
+    fn any_https_host_may_be_a_vault() {
+        for host in ["x.vault.azure.cn", "x.vault.usgovcloudapi.net", "x.managedhsm.azure.net", "10.1.2.3:444", "[::1]"]
+        {
+            assert_eq!(azure(&format!("HTTPS://{host}/keys/k")).to_string(), format!("https://{host}/keys/k"));
+        }
+    }
+
+    #[test]
+    fn what_is_printed_parses_to_the_same_reference() {
+        for text in ["https://a.b:1/keys/k", "https://a.b/keys/k/0123456789abcdef0123456789abcdef", "file:/a b#c/d"] {
+            let parsed: KekRef = text.parse().unwrap();
+            assert_eq!(parsed.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_file_reference_becomes_absolute() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!("file:k".parse(), Ok(KekRef::File(here.join("k"))));
+        assert_eq!("file:/etc/k".parse(), Ok(KekRef::File("/etc/k".into())));
+        assert_eq!("file:///etc/k".parse(), Ok(KekRef::File("/etc/k".into())));
+    }
+
+    #[test]
+    fn a_wrong_form_is_refused_with_the_right_one_in_the_hint() {
+        let version = "0123456789abcdef0123456789abcdef";
+        let cases = [
+            ("", "https://NAME"),
+            ("http://v.vault.azure.net/keys/k", "write https://v.vault.azure.net/keys/k"),
+            ("v.vault.azure.net/keys/k", "write https://v.vault.azure.net/keys/k"),
+            ("https://v.vault.azure.net", "/keys/KEY"),
+            ("https://v.vault.azure.net/keys/", "/keys/KEY"),
+            ("https://v.vault.azure.net/secrets/s", "/keys/KEY"),
+            ("https://v.vault.azure.net/keys/k_1", "/keys/KEY"),
+            ("https://v.vault.azure.net/keys/k/newest", "/keys/KEY"),
+            (&format!("https://v.vault.azure.net/keys/k/{version}/x"), "/keys/KEY"),
+            ("https://v.vault.azure.net/keys/../k", "/keys/KEY"),
+            ("https://v.vault.azure.net/keys/k?api-version=7.4", "/keys/KEY"),
+            ("https://u:p@v.vault.azure.net/keys/k", "/keys/KEY"),
+            ("https:///", "https://NAME"),
+            ("arn:aws:kms:eu-west-1:1:key/2", "supported are"),
+            ("projects/p/locations/l/keyRings/r/cryptoKeys/k", "supported are"),
+            ("/etc/kmsfs/key", "write file:/etc/kmsfs/key"),
+            ("./key", "write file:./key"),
+            ("mykey", "https://NAME"),
+            ("file:", "file:PATH"),
+            ("file://host/key", "file:PATH"),
+        ];
+        for (text, hint) in cases {
+            let error = text.parse::<KekRef>().expect_err(text);
+            assert_eq!(error.kind, KmsErrorKind::Misconfigured, "{text}");
+            assert!(error.hint.as_ref().is_some_and(|h| h.contains(hint)), "{text}: {:?}", error.hint);
+        }
+    }
+
+    #[test]
+    fn a_password_in_the_url_is_not_repeated_in_the_error() {
+        let error = AzureKek::parse("https://u:hunter2@v.vault.azure.net/keys/k").unwrap_err();
+        assert!(!error.to_string().contains("hunter2"));
+    }
+}
