@@ -169,6 +169,7 @@ impl Vault {
             "url": self.identity.vault_url(),
             "listen": self.identity.listen,
             "pid": std::process::id(),
+            "token_lifetime": self.identity.token_lifetime,
             "keys": keys.map(|key| self.described(&key)).collect::<Vec<_>>(),
             "faults": self.faults.rules(),
             "calls": self.calls.counts(),
@@ -297,14 +298,16 @@ impl Control {
     /// Where it does not end within a minute.
     pub fn stop(mut self, state: &StateDir) -> io::Result<()> {
         match self.ask(&Command::Stop) {
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-                ) => {}
+            Err(error) if has_ended(&error) => {}
             Err(error) => return Err(error),
             Ok(_) => return Err(io::Error::other("the vault did not end")),
         }
         state.wait_until_unlocked()
     }
+}
+
+/// Whether the error says that the vault's process ended in the middle of a conversation.
+pub fn has_ended(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
 }
