@@ -12,6 +12,8 @@ use super::refusal::Refusal;
 use super::rsa::Modulus;
 use super::state::StateDir;
 use super::vault::Vault;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::Permissions;
@@ -297,10 +299,27 @@ impl Control {
     /// # Errors
     /// Where it does not end within a minute.
     pub fn stop(mut self, state: &StateDir) -> io::Result<()> {
+        let status = match self.ask(&Command::Status) {
+            Ok(Answer::Done(status)) => status,
+            Ok(Answer::Failed { message, .. }) => return Err(io::Error::other(message)),
+            // It was ending already.
+            Err(error) if has_ended(&error) => return state.wait_until_unlocked(),
+            Err(error) => return Err(error),
+        };
+        let pid = status["pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        // Opened before the end, so that it is this process and not a later one with its number. Not there for a
+        // process that cannot be seen from here, in a container: then the lock alone tells its end.
+        let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         match self.ask(&Command::Stop) {
             Err(error) if has_ended(&error) => {}
             Err(error) => return Err(error),
-            Ok(_) => return Err(io::Error::other("the vault did not end")),
+            Ok(_) => return Err(io::Error::other("it was told to end and did not")),
+        }
+        if let Some(process) = process {
+            let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
+            if poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&minute))? == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
         state.wait_until_unlocked()
     }

@@ -114,7 +114,7 @@ impl Bound {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
         let ended = runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(self.listener)?;
-            tokio::spawn(server::serve(self.vault.clone(), listener, self.tls));
+            let accepting = tokio::spawn(server::serve(self.vault.clone(), listener, self.tls));
             let control = control::Server::bind(&self.state)?;
             let mut terminate = signal(SignalKind::terminate())?;
             ready()?;
@@ -123,6 +123,9 @@ impl Bound {
                 _ = terminate.recv() => {}
                 _ = tokio::signal::ctrl_c() => {}
             }
+            // The port is given back before the lock: whoever gets the lock next can bind it.
+            accepting.abort();
+            let _ = accepting.await;
             Ok(())
         });
         // Every answered change is on disk, and hanging requests would hold an orderly end up for ever.
