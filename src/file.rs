@@ -275,10 +275,31 @@ impl File {
         self.state.read().page.header().clone()
     }
 
-    /// Whether there is anything that a commit would have to do.
-    pub fn is_dirty(&self) -> bool {
+    /// Whether there is anything that a commit would have to do and that would be lost with this value.
+    pub fn waits_for_commit(&self) -> bool {
+        let state = self.state.read();
+        state.is_dirty()
+    }
+
+    /// Whether a batch has to take the file along.
+    pub fn wants_commit(&self) -> bool {
         let state = self.state.read();
         state.is_dirty() || state.mode == Mode::Fresh
+    }
+
+    /// Reserves space in the store for a range of the plaintext, without changing the length.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn reserve(&self, start: PlainOffset, end: PlainOffset) -> Result<(), Error> {
+        if start < end {
+            let geometry = self.context.geometry;
+            let from = geometry.stored_chunk(geometry.chunk_of(start));
+            let last = geometry.chunk_of(PlainOffset(end.0 - 1));
+            let to = geometry.stored_chunk(last).0 + geometry.len_of_chunk(last, end);
+            self.store.reserve(from, to - from.0)?;
+        }
+        Ok(())
     }
 
     fn keys(&self) -> Result<Arc<Keys>, Error> {

@@ -17,6 +17,7 @@ pub mod crypto;
 pub mod dev_vault;
 pub mod file;
 pub mod format;
+pub mod fs;
 pub mod journal;
 pub mod kms;
 pub mod store;

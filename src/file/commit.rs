@@ -99,6 +99,19 @@ impl File {
         prepared.map_or(Ok(()), |prepared| self.finish_synced(prepared))
     }
 
+    /// Lets a file that was found whole after a crash count as committed from now on, whatever batch it is of.
+    ///
+    /// # Errors
+    /// As for [`sync`](Self::sync).
+    pub fn confirm(&self) -> Result<(), Error> {
+        let batch = self.state.read().page.header().batch;
+        if batch != 0 && self.context.journal.crashed_batches().contains(&batch) {
+            self.state.write().changed = true;
+            return self.sync(false);
+        }
+        Ok(())
+    }
+
     /// Commits what changed: durable when it returns. For a fresh file the same as [`sync`](Self::sync).
     ///
     /// # Errors

@@ -13,7 +13,7 @@ const MAC_LEN: usize = 32;
 pub const MAX_LEN: usize = 64 * 1024;
 /// The most KEKs that a record can list.
 pub const MAX_KEKS: usize = 64;
-/// The longest KEK id, in bytes.
+/// The longest KEK id, and the longest reference to one, in bytes.
 const MAX_KEK_ID_LEN: usize = 1024;
 
 const FEATURE_PLAIN_NAMES: u32 = 1;
@@ -34,6 +34,8 @@ pub struct Kek {
     pub generation: KekGeneration,
     /// What it is there for.
     pub role: KekRole,
+    /// How its owner wrote it, with or without a version: what a mount connects to.
+    pub reference: String,
     /// The volume key, wrapped, and the KEK's id with its version.
     pub volume_key: Wrapped,
 }
@@ -135,8 +137,10 @@ impl VolumeRecord {
             };
             bytes.extend_from_slice(&kek.generation.0.to_le_bytes());
             bytes.extend_from_slice(&[role, kek.volume_key.algorithm as u8]);
-            bytes.extend_from_slice(&(kek.volume_key.kek.0.len() as u16).to_le_bytes());
-            bytes.extend_from_slice(&(kek.volume_key.blob.len() as u16).to_le_bytes());
+            for len in [kek.reference.len(), kek.volume_key.kek.0.len(), kek.volume_key.blob.len()] {
+                bytes.extend_from_slice(&(len as u16).to_le_bytes());
+            }
+            bytes.extend_from_slice(kek.reference.as_bytes());
             bytes.extend_from_slice(kek.volume_key.kek.0.as_bytes());
             bytes.extend_from_slice(&kek.volume_key.blob);
         }
@@ -174,14 +178,17 @@ fn parse_kek(reader: &mut Reader<'_>) -> Result<Kek, Malformed> {
         _ => return Err(Malformed::Field("role of a KEK")),
     };
     let algorithm = WrapAlgorithm::from_code(reader.u8()?).ok_or(Malformed::Field("wrap algorithm"))?;
+    let reference_len = usize::from(reader.u16()?);
     let id_len = usize::from(reader.u16()?);
     let blob_len = usize::from(reader.u16()?);
-    if !(1..=MAX_KEK_ID_LEN).contains(&id_len) || !(1..=MAX_WRAPPED_LEN).contains(&blob_len) {
+    let ids = 1..=MAX_KEK_ID_LEN;
+    if !ids.contains(&reference_len) || !ids.contains(&id_len) || !(1..=MAX_WRAPPED_LEN).contains(&blob_len) {
         return Err(Malformed::Field("length of a KEK"));
     }
-    let id = String::from_utf8(reader.bytes(id_len)?.to_vec()).map_err(|_| Malformed::Field("KEK id"))?;
+    let mut text = |len| String::from_utf8(reader.bytes(len)?.to_vec()).map_err(|_| Malformed::Field("KEK id"));
+    let (reference, id) = (text(reference_len)?, text(id_len)?);
     let blob = reader.bytes(blob_len)?.to_vec();
-    Ok(Kek { generation, role, volume_key: Wrapped { kek: KekId(id), algorithm, blob } })
+    Ok(Kek { generation, role, reference, volume_key: Wrapped { kek: KekId(id), algorithm, blob } })
 }
 
 #[cfg(test)]
@@ -199,7 +206,8 @@ mod tests {
             algorithm: WrapAlgorithm::RsaOaep256,
             blob: vec![7; 256],
         };
-        Kek { generation: KekGeneration(generation), role, volume_key }
+        let reference = "https://myvault.vault.azure.net/keys/tenant".to_owned();
+        Kek { generation: KekGeneration(generation), role, reference, volume_key }
     }
 
     fn record() -> VolumeRecord {

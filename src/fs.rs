@@ -1,0 +1,171 @@
+//! The tree in our own types: inodes, names, handles, and what each operation of a filesystem does. No FUSE in here,
+//! and no call to a KMS: an operation that needs a key which is not in memory says so ([`Error::NeedKey`]), and is
+//! called again when it is. Depends on `file`, `lease` and below.
+//! Invariant: while the volume is locked no operation gets past [`Fs::enter`], but those that reveal nothing.
+
+mod attributes;
+mod create;
+pub mod data;
+mod directory;
+mod envelopes;
+mod error;
+mod keyring;
+mod locking;
+pub mod maintain;
+mod naming;
+mod nodes;
+mod remove;
+mod rename;
+mod sweep;
+pub mod volume;
+mod xattrs;
+
+use crate::file::{Context, File};
+use crate::lease::{Leases, LockReason};
+use crate::store::{Kind, Stat, Store, StoreDir, StoreFile};
+use crate::units::PlainOffset;
+pub use attributes::{Changes, Entry};
+pub use create::Creator;
+pub use directory::Listed;
+pub use envelopes::Envelopes;
+pub use error::{Error, Need, Result};
+use keyring::Unlocked;
+pub use nodes::ROOT;
+use nodes::Nodes;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use volume::Volume;
+
+/// A mounted volume.
+pub struct Fs {
+    volume: Volume,
+    store: Arc<dyn Store>,
+    context: Arc<Context>,
+    leases: Arc<Leases>,
+    envelopes: Envelopes,
+    read_only: bool,
+    gate: RwLock<Gate>,
+    draining: AtomicBool,
+    nodes: Nodes,
+    /// Held shared by whatever uses a path, and alone by whatever changes where paths lead.
+    namespace: RwLock<()>,
+    files: Mutex<HashMap<u64, OpenFile>>,
+    handles: RwLock<HashMap<u64, Handle>>,
+    next_handle: AtomicU64,
+    fresh: Mutex<FreshFiles>,
+    /// Numbers of what happened, for `status`.
+    pub counters: Counters,
+}
+
+/// What happened on a mount so far.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Damage that was found.
+    pub damaged: AtomicU64,
+    /// Files that were opened, or created.
+    pub opened: AtomicU64,
+    /// Bytes that were read.
+    pub read: AtomicU64,
+    /// Bytes that were written.
+    pub written: AtomicU64,
+    /// Commits of many files.
+    pub batches: AtomicU64,
+    /// Files whose last changes could not be stored before the volume locked.
+    pub lost: AtomicU64,
+}
+
+/// Whether the volume's keys are there.
+enum Gate {
+    Open(Unlocked),
+    Closed(LockReason),
+}
+
+struct OpenFile {
+    file: Arc<File>,
+    handles: usize,
+}
+
+#[derive(Clone)]
+enum Handle {
+    File { ino: u64, file: Arc<File> },
+    Directory { ino: u64, listing: Arc<Mutex<Option<directory::Listing>>> },
+}
+
+/// Files that were created since the last batch was committed.
+#[derive(Default)]
+struct FreshFiles {
+    inos: HashSet<u64>,
+    stores: Vec<Arc<dyn StoreFile>>,
+    /// There were more than are worth syncing one by one.
+    many: bool,
+}
+
+/// Proof that the volume is unlocked, and its keys, for the length of one operation.
+struct Entered<'a>(RwLockReadGuard<'a, Gate>);
+
+impl std::ops::Deref for Entered<'_> {
+    type Target = Unlocked;
+
+    fn deref(&self) -> &Unlocked {
+        match &*self.0 {
+            Gate::Open(unlocked) => unlocked,
+            Gate::Closed(_) => unreachable!("only made of an open gate"),
+        }
+    }
+}
+
+impl Fs {
+    /// Passes the gate for an operation that applications start.
+    fn enter(&self) -> Result<Entered<'_>> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Error::Draining);
+        }
+        self.enter_draining()
+    }
+
+    /// Passes the gate for what finishes what applications did before, also while the volume drains.
+    fn enter_draining(&self) -> Result<Entered<'_>> {
+        let gate = self.gate.read();
+        match &*gate {
+            Gate::Open(_) => Ok(Entered(gate)),
+            Gate::Closed(reason) => Err(Error::Locked(*reason)),
+        }
+    }
+
+    fn writable(&self) -> Result<()> {
+        if self.read_only { Err(Error::errno(libc::EROFS)) } else { Ok(()) }
+    }
+
+    /// The volume that is mounted.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
+    /// The unwrapped keys.
+    pub fn leases(&self) -> &Arc<Leases> {
+        &self.leases
+    }
+
+    /// How many inodes the kernel knows.
+    pub fn known_inodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// How many files are open, or wait to be committed.
+    pub fn open_files(&self) -> usize {
+        self.files.lock().len()
+    }
+
+    /// Unwraps what an operation needed, on a thread that serves nobody.
+    ///
+    /// # Errors
+    /// What the KMS said, or that the volume is locked.
+    pub fn fetch(&self, need: &error::Need) -> Result<()> {
+        match need {
+            error::Need::Unwrap(wrapped) => self.leases.fetch(wrapped).map(drop).map_err(Error::from),
+            error::Need::Envelope => self.envelopes.refill(&self.leases),
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Lookup, and reading and changing the attributes of an inode.
+
+use super::nodes::{Place, ROOT};
+use super::*;
+use crate::crypto::cipher::VALUE_OVERHEAD;
+use crate::file::{Found, Unverified};
+use crate::store::{Inode, SetTime, Space};
+use crate::units::StoredOffset;
+
+/// An inode as it is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Its attributes; `ino` is the number that is shown, `len` that of the store.
+    pub stat: Stat,
+    /// The length that is shown.
+    pub len: PlainOffset,
+    /// Distinguishes inodes that had the same number one after the other.
+    pub generation: u64,
+}
+
+/// What to change of an inode.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes {
+    /// Permission bits, setuid, setgid, sticky.
+    pub permissions: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length.
+    pub len: Option<PlainOffset>,
+    /// Access time.
+    pub atime: Option<SetTime>,
+    /// Modification time.
+    pub mtime: Option<SetTime>,
+}
+
+impl Fs {
+    /// Looks a name up and counts the lookup.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is none.
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Entry> {
+        let keys = self.enter()?;
+        let _paths = self.namespace.read();
+        let stored = self.stored_name(&keys, parent, name)?;
+        let directory = self.nodes.directory(parent)?;
+        let stat = directory.stat(&stored.entry)?;
+        self.found(&*directory, parent, &stored.entry, stat)
+    }
+
+    /// Notes that the kernel is told of an entry.
+    pub(super) fn found(&self, directory: &dyn StoreDir, parent: u64, entry: &[u8], stat: Stat) -> Result<Entry> {
+        let len = self.shown_len(directory, entry, &stat);
+        let generation = self.nodes.remember(&stat, Place { parent, entry: entry.into() });
+        Ok(Entry { stat, len, generation })
+    }
+
+    /// The kernel forgot an inode this many times.
+    pub fn forget(&self, ino: u64, count: u64) {
+        self.nodes.forget(ino, count);
+    }
+
+    /// The attributes of an inode. Those of the root are given in every state, without its times and length, so that
+    /// `df` and `umount` work.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] if it is gone.
+    pub fn attributes(&self, ino: u64) -> Result<Entry> {
+        let entered = self.enter();
+        if ino == ROOT {
+            let stat = self.nodes.directory(ROOT)?.inode().stat()?;
+            let stat = Stat { ino: ROOT, ..stat };
+            return Ok(Entry { stat, len: PlainOffset(stat.len.0), generation: 0 });
+        }
+        let _keys = entered?;
+        let _paths = self.namespace.read();
+        self.attributes_of(ino)
+    }
+
+    pub(super) fn attributes_of(&self, ino: u64) -> Result<Entry> {
+        if let Some(file) = self.open_file(ino) {
+            let stat = file.store().inode().stat()?;
+            return Ok(Entry { stat, len: file.len(), generation: 0 });
+        }
+        let place = self.nodes.place(ino)?;
+        let directory = self.nodes.directory(place.parent)?;
+        let stat = directory.stat(&place.entry)?;
+        if stat.ino != ino {
+            return Err(Error::Stale);
+        }
+        let len = self.shown_len(&*directory, &place.entry, &stat);
+        Ok(Entry { stat, len, generation: 0 })
+    }
+
+    /// The length that is shown of what has these attributes.
+    fn shown_len(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> PlainOffset {
+        match stat.kind {
+            Kind::File => {
+                if let Some(file) = self.open_file(stat.ino) {
+                    return file.len();
+                }
+                if !self.context.journal.crashed_batches().is_empty() {
+                    // What was appended when the machine went down may not have been committed: the header counts.
+                    return self.len_in_header(directory, entry).unwrap_or_default();
+                }
+                self.context.geometry.plain_len(stat.len).unwrap_or_default()
+            }
+            Kind::Symlink => self.shown_symlink_len(directory, entry, stat),
+            _ => PlainOffset(stat.len.0),
+        }
+    }
+
+    fn len_in_header(&self, directory: &dyn StoreDir, entry: &[u8]) -> Option<PlainOffset> {
+        let store = directory.open_file(entry, false).ok()?;
+        match Unverified::read(&*store).ok()? {
+            Found::Header(found) => Some(found.header().len),
+            Found::Nothing => Some(PlainOffset(0)),
+        }
+    }
+
+    fn shown_symlink_len(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> PlainOffset {
+        let sealed = match self.long_target(directory, entry, stat) {
+            Some(name) => self.volume.links().and_then(|links| links.stat(&name)).map_or(0, |side| side.len.0),
+            None => stat.len.0 * 3 / 4,
+        };
+        PlainOffset(sealed.saturating_sub(VALUE_OVERHEAD as u64))
+    }
+
+    /// What gives access to the inode itself: the open file if there is one, as it may have lost its name.
+    pub(super) fn with_inode<T>(&self, ino: u64, act: impl FnOnce(&dyn Inode) -> Result<T>) -> Result<T> {
+        if let Some(file) = self.open_file(ino) {
+            return act(file.store().inode());
+        }
+        if ino == ROOT || self.nodes.kind(ino) == Some(Kind::Directory) {
+            return act(self.nodes.directory(ino)?.inode());
+        }
+        let place = self.nodes.place(ino)?;
+        let inode = self.nodes.directory(place.parent)?.entry(&place.entry)?;
+        act(&*inode)
+    }
+
+    /// Changes attributes, and returns them as they are then.
+    ///
+    /// # Errors
+    /// The store's; changes made before stay.
+    pub fn change(&self, ino: u64, changes: &Changes) -> Result<Entry> {
+        // Times and lengths that the kernel held back are still accepted while the volume drains.
+        let keys = self.enter_draining()?;
+        self.writable()?;
+        let _paths = self.namespace.read();
+        if let Some(len) = changes.len {
+            let file = self.obtain_file(&keys, ino)?;
+            file.set_len(len)?;
+            if changes.mtime.is_none() {
+                file.store().inode().set_times(SetTime::Keep, SetTime::Now)?;
+            }
+        }
+        self.with_inode(ino, |inode| {
+            if changes.uid.is_some() || changes.gid.is_some() {
+                inode.set_owner(changes.uid, changes.gid)?;
+            }
+            if let Some(permissions) = changes.permissions {
+                inode.set_permissions(permissions)?;
+            }
+            if changes.atime.is_some() || changes.mtime.is_some() {
+                inode.set_times(changes.atime.unwrap_or(SetTime::Keep), changes.mtime.unwrap_or(SetTime::Keep))?;
+            }
+            Ok(())
+        })?;
+        if let Some(mtime) = changes.mtime
+            && let Some(file) = self.open_file(ino)
+        {
+            let moment = match mtime {
+                SetTime::At(moment) => Some(moment),
+                _ => file.store().inode().stat().ok().map(|stat| stat.mtime),
+            };
+            file.set_mtime(moment);
+        }
+        if ino == ROOT {
+            let stat = self.nodes.directory(ROOT)?.inode().stat()?;
+            return Ok(Entry { stat: Stat { ino: ROOT, ..stat }, len: PlainOffset(stat.len.0), generation: 0 });
+        }
+        self.attributes_of(ino)
+    }
+
+    /// The space of the backing filesystem; given in every state.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn space(&self) -> Result<Space> {
+        Ok(self.store.space()?)
+    }
+
+    /// The name, in the volume's `links`, of the target of a symbolic link that is too long for one.
+    pub(super) fn long_target(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> Option<Vec<u8>> {
+        if stat.len != StoredOffset(create::LONG_TARGET_LEN as u64) {
+            return None;
+        }
+        let target = directory.read_symlink(entry).ok()?;
+        target.strip_prefix(b".").map(<[u8]>::to_vec)
+    }
+}

@@ -1,0 +1,277 @@
+//! Making files, directories, symbolic links and nodes. Whatever appears under its name is complete: nothing is ever
+//! seen half-made, however the machine goes down.
+
+use super::naming::{make_side, parse_dir_id, remove_side};
+use super::*;
+use crate::crypto::derive::Dek;
+use crate::crypto::names::{DIR_ID_ENTRY, STAGING_PREFIX, StoredName};
+use crate::crypto::random_id;
+use crate::file::Keys;
+use crate::format::header::Header;
+use crate::format::tags::NO_BLOCK;
+use crate::journal::Target;
+use crate::store::{Inode, RenameMode, staging_name};
+use crate::units::{Epoch, FileId, StoredOffset};
+use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
+use std::io;
+
+/// The longest target that a symbolic link of the backing filesystem can hold.
+const MAX_STORED_TARGET: usize = 4095;
+/// The length of a symbolic link that only names where its target is: a dot and 32 hexadecimal digits. Shorter than
+/// any sealed target.
+pub(super) const LONG_TARGET_LEN: usize = 33;
+const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+
+/// Who makes something, and with which permissions.
+#[derive(Clone, Copy, Debug)]
+pub struct Creator {
+    /// The calling user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Permission bits, setuid, setgid and sticky, before the umask.
+    pub permissions: u32,
+    /// Permission bits to leave out, unless the directory has a default ACL.
+    pub umask: u32,
+}
+
+impl Fs {
+    /// Creates a regular file and opens it.
+    ///
+    /// # Errors
+    /// `EEXIST` if the name is taken.
+    pub fn create(&self, parent: u64, name: &[u8], creator: Creator) -> Result<(Entry, u64)> {
+        let keys = self.enter()?;
+        self.writable()?;
+        let _paths = self.namespace.read();
+        let stored = self.stored_name(&keys, parent, name)?;
+        let directory = self.nodes.directory(parent)?;
+        let permissions = self.permissions(parent, creator)?;
+        let (envelope, secret) = self.envelopes.take(&self.leases, &self.volume)?;
+        make_side(&*directory, stored.side.as_ref())?;
+        let store = directory.create_file(&stored.entry, permissions)?;
+        let made = self.own(store.inode(), creator, permissions).and_then(|stat| {
+            let file_id = FileId(random_id());
+            let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, file_id, Epoch(0));
+            let path = [&self.nodes.path(parent)[..], b"/", &stored.entry].concat();
+            let path = path.strip_prefix(b"/").unwrap_or(&path).to_vec();
+            let target = Target { file: file_id, ino: stat.ino, path };
+            let header = self.new_header(file_id, envelope);
+            let context = Arc::clone(&self.context);
+            let file = File::create(context, Arc::clone(&store), target, header, Arc::new(Keys::from(&dek)))?;
+            Ok((stat, Arc::new(file)))
+        });
+        let (stat, file) = made.inspect_err(|_| {
+            // Nobody has seen it.
+            let _ = directory.unlink(&stored.entry);
+        })?;
+        self.note_fresh(stat.ino, &store);
+        let handle = self.register(stat.ino, &file);
+        let entry = self.found(&*directory, parent, &stored.entry, stat)?;
+        Ok((entry, handle))
+    }
+
+    pub(super) fn new_header(&self, file: FileId, envelope: crate::format::header::Envelope) -> Header {
+        Header {
+            chunk_size: self.context.geometry.chunk_size(),
+            file,
+            epoch: Epoch(0),
+            envelope,
+            recovery: None,
+            len: PlainOffset(0),
+            generation: 0,
+            batch: 0,
+            root: NO_BLOCK,
+        }
+    }
+
+    /// The permissions of something new: without the umask's, unless the directory has a default ACL, which the
+    /// backing filesystem then applies.
+    fn permissions(&self, parent: u64, creator: Creator) -> Result<u32> {
+        let has_acl = self.nodes.default_acl(parent, |directory| {
+            Ok(directory.inode().xattr(ACL_DEFAULT)?.is_some())
+        })?;
+        Ok(if has_acl { creator.permissions } else { creator.permissions & !creator.umask } & 0o7777)
+    }
+
+    /// Gives something new to its creator; returns its attributes then.
+    fn own(&self, inode: &dyn Inode, creator: Creator, permissions: u32) -> Result<Stat> {
+        let stat = inode.stat()?;
+        // The group was inherited if the directory has the setgid bit: then the backing filesystem has set another
+        // one than ours.
+        let inherited = stat.gid != rustix::process::getegid().as_raw();
+        let gid = if inherited { stat.gid } else { creator.gid };
+        let special = permissions & 0o6000;
+        if stat.uid == creator.uid && stat.gid == gid {
+            return Ok(stat);
+        }
+        inode.set_owner(Some(creator.uid), Some(gid))?;
+        if special != 0 {
+            // A change of owner clears them.
+            inode.set_permissions(stat.permissions | special)?;
+        }
+        Ok(inode.stat()?)
+    }
+
+    /// Makes a directory:
+    /// 1. make it under another name, with its id (a crash leaves something that nobody sees);
+    /// 2. make the side entry of a long name (a crash leaves one that belongs to nothing);
+    /// 3. give it its name (a crash before or after: it is not there, or complete).
+    ///
+    /// All three are changes of metadata, which the backing filesystem keeps in order; a symbolic link's target too.
+    ///
+    /// # Errors
+    /// `EEXIST` if the name is taken.
+    pub fn make_directory(&self, parent: u64, name: &[u8], creator: Creator) -> Result<Entry> {
+        let keys = self.enter()?;
+        self.writable()?;
+        let _paths = self.namespace.read();
+        let stored = self.stored_name(&keys, parent, name)?;
+        let permissions = self.permissions(parent, creator)?;
+        self.make_staged(parent, &stored, |directory, staged| {
+            directory.make_dir(staged, permissions & 0o1777)?;
+            let made = directory.open_dir(staged)?;
+            if !self.volume.record().plain_names {
+                made.make_symlink(DIR_ID_ENTRY, HEXLOWER.encode(&random_id()).as_bytes())?;
+            }
+            self.own(made.inode(), creator, permissions & 0o1777).map(drop)
+        })
+    }
+
+    /// Makes something under another name, then gives it its own.
+    fn make_staged(
+        &self,
+        parent: u64,
+        stored: &StoredName,
+        make: impl FnOnce(&dyn StoreDir, &[u8]) -> Result<()>,
+    ) -> Result<Entry> {
+        let directory = self.nodes.directory(parent)?;
+        let staged = staging_name(STAGING_PREFIX);
+        let made = make(&*directory, &staged).and_then(|()| {
+            make_side(&*directory, stored.side.as_ref())?;
+            Ok(directory.rename(&staged, &*directory, &stored.entry, RenameMode::NoReplace)?)
+        });
+        if let Err(error) = made {
+            // Never seen by anybody; what cannot be removed now goes with the directory.
+            super::remove::purge(&*directory, &staged);
+            return Err(error);
+        }
+        let stat = directory.stat(&stored.entry)?;
+        self.found(&*directory, parent, &stored.entry, stat)
+    }
+
+    /// Makes a FIFO, a socket, a device node, or an empty regular file.
+    ///
+    /// # Errors
+    /// `EEXIST` if the name is taken.
+    pub fn make_node(&self, parent: u64, name: &[u8], kind: Kind, rdev: u64, creator: Creator) -> Result<Entry> {
+        if kind == Kind::File {
+            let (entry, handle) = self.create(parent, name, creator)?;
+            self.release(handle);
+            return Ok(entry);
+        }
+        let keys = self.enter()?;
+        self.writable()?;
+        let _paths = self.namespace.read();
+        let stored = self.stored_name(&keys, parent, name)?;
+        let permissions = self.permissions(parent, creator)?;
+        self.make_staged(parent, &stored, |directory, staged| {
+            directory.make_node(staged, kind, permissions, rdev)?;
+            self.own(&*directory.entry(staged)?, creator, permissions).map(drop)
+        })
+    }
+
+    /// Makes a symbolic link. A target that is too long for one, once sealed, lies in the volume's `links`, made
+    /// durable before the link that names it.
+    ///
+    /// # Errors
+    /// `EEXIST` if the name is taken.
+    pub fn make_symlink(&self, parent: u64, name: &[u8], target: &[u8], creator: Creator) -> Result<Entry> {
+        let keys = self.enter()?;
+        self.writable()?;
+        let _paths = self.namespace.read();
+        let stored = self.stored_name(&keys, parent, name)?;
+        let sealed = keys.symlinks.seal(b"", target);
+        let encoded = BASE64URL_NOPAD.encode(&sealed).into_bytes();
+        let (encoded, side) = if encoded.len() <= MAX_STORED_TARGET {
+            (encoded, None)
+        } else {
+            let side = HEXLOWER.encode(&random_id()).into_bytes();
+            self.store_long_target(&side, &sealed)?;
+            ([b".", &side[..]].concat(), Some(side))
+        };
+        let made = self.make_staged(parent, &stored, |directory, staged| {
+            directory.make_symlink(staged, &encoded)?;
+            self.own(&*directory.entry(staged)?, creator, 0).map(drop)
+        });
+        if let (Err(_), Some(side)) = (&made, &side) {
+            let _ = self.volume.links().and_then(|links| links.unlink(side));
+        }
+        made
+    }
+
+    fn store_long_target(&self, name: &[u8], sealed: &[u8]) -> io::Result<()> {
+        let links = self.volume.links()?;
+        let file = links.create_file(name, 0o600)?;
+        file.write_at(sealed, StoredOffset(0))?;
+        file.sync(false)?;
+        links.sync()
+    }
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it does not authenticate.
+    pub fn read_symlink(&self, ino: u64) -> Result<Vec<u8>> {
+        let keys = self.enter()?;
+        let _paths = self.namespace.read();
+        let place = self.nodes.place(ino)?;
+        let target = self.nodes.directory(place.parent)?.read_symlink(&place.entry)?;
+        let sealed = match target.strip_prefix(b".") {
+            Some(side) => {
+                let file = self.volume.links()?.open_file(side, false)?;
+                let mut sealed = vec![0; 2 * MAX_STORED_TARGET];
+                let len = file.read_at(&mut sealed, StoredOffset(0))?;
+                sealed.truncate(len);
+                Some(sealed)
+            }
+            None => BASE64URL_NOPAD.decode(&target).ok(),
+        };
+        sealed.and_then(|sealed| keys.symlinks.open(b"", &sealed).ok()).ok_or_else(|| {
+            self.found_damage(|| format!("symbolic link {ino} does not authenticate"));
+            Error::Damaged
+        })
+    }
+
+    /// Gives an inode another name.
+    ///
+    /// # Errors
+    /// `EEXIST` if the name is taken.
+    pub fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Result<Entry> {
+        let keys = self.enter()?;
+        self.writable()?;
+        let _paths = self.namespace.read();
+        let stored = self.stored_name(&keys, parent, name)?;
+        let directory = self.nodes.directory(parent)?;
+        let place = self.nodes.place(ino)?;
+        let from = self.nodes.directory(place.parent)?;
+        make_side(&*directory, stored.side.as_ref())?;
+        if let Err(error) = from.link(&place.entry, &*directory, &stored.entry) {
+            if error.kind() != io::ErrorKind::AlreadyExists {
+                remove_side(&*directory, stored.side.as_ref());
+            }
+            return Err(error.into());
+        }
+        let stat = directory.stat(&stored.entry)?;
+        self.found(&*directory, parent, &stored.entry, stat)
+    }
+
+    /// Whether a directory of the store has an id that can be used: for the checks at mount.
+    pub fn root_is_whole(&self) -> bool {
+        self.volume.record().plain_names
+            || self
+                .nodes
+                .directory(ROOT)
+                .is_ok_and(|root| root.read_symlink(DIR_ID_ENTRY).is_ok_and(|id| parse_dir_id(&id).is_some()))
+    }
+}

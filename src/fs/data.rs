@@ -1,0 +1,288 @@
+//! Opening, reading, writing and closing files.
+
+use super::error::Need;
+use super::keyring::Unlocked;
+use super::*;
+use crate::crypto::derive::Dek;
+use crate::file::{self, Damage, Found, Keys, Unverified};
+use crate::format::header::Header;
+use crate::journal::Target;
+use crate::store::Seek;
+use crate::units::{Epoch, FileId};
+use std::sync::atomic::Ordering::Relaxed;
+
+/// How many fresh files are remembered, to be synced one by one.
+const MAX_FRESH: usize = 32;
+
+/// What `fallocate` is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocate {
+    /// Reserve space, and extend the file if it ends before.
+    Extend,
+    /// Reserve space and keep the length.
+    Keep,
+    /// Make a hole and keep the length.
+    Punch,
+    /// Let the range read as zeros, and extend the file if it ends before.
+    Zero,
+    /// Let the range read as zeros, and keep the length.
+    ZeroKeep,
+}
+
+impl Fs {
+    /// Opens a file; with `truncate` it is empty then.
+    ///
+    /// # Errors
+    /// [`Error::NeedKey`] if its envelope has to be unwrapped first; [`Error::Damaged`].
+    pub fn open(&self, ino: u64, truncate: bool) -> Result<u64> {
+        let keys = self.enter()?;
+        let _paths = self.namespace.read();
+        let file = self.obtain_file(&keys, ino)?;
+        if truncate {
+            self.writable()?;
+            file.set_len(PlainOffset(0))?;
+        }
+        Ok(self.register(ino, &file))
+    }
+
+    /// A handle for an open file.
+    pub(super) fn register(&self, ino: u64, file: &Arc<File>) -> u64 {
+        self.counters.opened.fetch_add(1, Relaxed);
+        {
+            let mut files = self.files.lock();
+            files.entry(ino).or_insert_with(|| OpenFile { file: Arc::clone(file), handles: 0 }).handles += 1;
+        }
+        let handle = self.next_handle.fetch_add(1, Relaxed);
+        self.handles.write().insert(handle, Handle::File { ino, file: Arc::clone(file) });
+        handle
+    }
+
+    /// The file of an inode if it is in memory.
+    pub(super) fn open_file(&self, ino: u64) -> Option<Arc<File>> {
+        self.files.lock().get(&ino).map(|open| Arc::clone(&open.file))
+    }
+
+    /// The file of an inode, with its key: the one in memory, or read from the store.
+    pub(super) fn obtain_file(&self, keys: &Unlocked, ino: u64) -> Result<Arc<File>> {
+        if let Some(file) = self.open_file(ino) {
+            self.restore_keys(keys, &file)?;
+            return Ok(file);
+        }
+        let place = self.nodes.place(ino)?;
+        let directory = self.nodes.directory(place.parent)?;
+        let store = match directory.open_file(&place.entry, !self.read_only) {
+            Err(error) if !self.read_only && error.kind() == std::io::ErrorKind::PermissionDenied => {
+                directory.open_file(&place.entry, false)?
+            }
+            other => other?,
+        };
+        if store.inode().stat()?.ino != ino {
+            return Err(Error::Stale);
+        }
+        let file = Arc::new(self.read_file(keys, ino, store)?);
+        // Somebody else may have been faster: there is one file for an inode.
+        let mut files = self.files.lock();
+        let open = files.entry(ino).or_insert_with(|| OpenFile { file: Arc::clone(&file), handles: 0 });
+        Ok(Arc::clone(&open.file))
+    }
+
+    fn read_file(&self, keys: &Unlocked, ino: u64, store: Arc<dyn StoreFile>) -> Result<File> {
+        let crashed = !self.context.journal.crashed_batches().is_empty();
+        let found = match Unverified::read(&*store) {
+            Ok(Found::Header(found)) => found,
+            // It was created, and the machine went down before anybody was promised anything of it.
+            Ok(Found::Nothing) if crashed && !self.read_only => return self.begin_anew(keys, ino, store),
+            Ok(Found::Nothing) => return Err(self.damaged_file(ino, &Damage::Length)),
+            Err(error) => return Err(self.file_error(ino, error)),
+        };
+        let header = found.header().clone();
+        let file_keys = self.file_keys(keys, ino, &header)?;
+        let target = Target { file: header.file, ino, path: self.nodes.path(ino) };
+        match File::open(Arc::clone(&self.context), Arc::clone(&store), target, *found, file_keys) {
+            Err(file::Error::Damaged(damage)) => {
+                let unfinished = self.context.journal.crashed_batches().contains(&header.batch);
+                if unfinished && header.batch != 0 && !self.read_only {
+                    tracing::warn!("file {} was being written when the machine went down: it is empty now", header.file);
+                    return self.begin_anew(keys, ino, store);
+                }
+                Err(self.damaged_file(ino, &damage))
+            }
+            other => other.map_err(|error| self.file_error(ino, error)),
+        }
+    }
+
+    /// Lets a file of which nothing was ever durable be empty.
+    fn begin_anew(&self, keys: &Unlocked, ino: u64, store: Arc<dyn StoreFile>) -> Result<File> {
+        let (envelope, secret) = self.envelopes.take(&self.leases, &self.volume)?;
+        let file = FileId(crate::crypto::random_id());
+        let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, file, Epoch(0));
+        let target = Target { file, ino, path: self.nodes.path(ino) };
+        store.set_len(crate::units::StoredOffset(0))?;
+        self.note_fresh(ino, &store);
+        let header = self.new_header(file, envelope);
+        Ok(File::create(Arc::clone(&self.context), store, target, header, Arc::new(Keys::from(&dek)))?)
+    }
+
+    fn file_keys(&self, keys: &Unlocked, ino: u64, header: &Header) -> Result<Arc<Keys>> {
+        let Some(wrapped) = self.volume.wrapped(&header.envelope) else {
+            self.found_damage(|| format!("file {ino}: its KEK is none of the volume's"));
+            return Err(Error::Damaged);
+        };
+        let Some(secret) = self.leases.cached(&wrapped) else {
+            return Err(Error::NeedKey(Need::Unwrap(Box::new(wrapped))));
+        };
+        let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, header.file, header.epoch);
+        Ok(Arc::new(Keys::from(&dek)))
+    }
+
+    /// Gives a file its key back after the volume was locked.
+    fn restore_keys(&self, keys: &Unlocked, file: &File) -> Result<()> {
+        if !file.has_keys() {
+            let header = file.header();
+            file.restore(self.file_keys(keys, file.target().ino, &header)?);
+        }
+        Ok(())
+    }
+
+    fn damaged_file(&self, ino: u64, damage: &Damage) -> Error {
+        self.found_damage(|| format!("file {ino}: {damage}"));
+        Error::Damaged
+    }
+
+    fn file_error(&self, ino: u64, error: file::Error) -> Error {
+        match error {
+            file::Error::Damaged(damage) => self.damaged_file(ino, &damage),
+            other => other.into(),
+        }
+    }
+
+    /// Notes a file that is not committed before the next batch.
+    pub(super) fn note_fresh(&self, ino: u64, store: &Arc<dyn StoreFile>) {
+        let mut fresh = self.fresh.lock();
+        fresh.inos.insert(ino);
+        if fresh.many || fresh.stores.len() >= MAX_FRESH {
+            fresh.many = true;
+            fresh.stores.clear();
+        } else {
+            fresh.stores.push(Arc::clone(store));
+        }
+    }
+
+    fn file_handle(&self, handle: u64) -> Result<(u64, Arc<File>)> {
+        match self.handles.read().get(&handle) {
+            Some(Handle::File { ino, file }) => Ok((*ino, Arc::clone(file))),
+            _ => Err(Error::errno(libc::EBADF)),
+        }
+    }
+
+    /// Reads up to `len` bytes at `offset` to the end of `out`.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`]; nothing is added to `out` then.
+    pub fn read(&self, handle: u64, offset: PlainOffset, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let keys = self.enter()?;
+        let (ino, file) = self.file_handle(handle)?;
+        self.restore_keys(&keys, &file)?;
+        let before = out.len();
+        file.read(offset, len, out).map_err(|error| self.file_error(ino, error))?;
+        self.counters.read.fetch_add((out.len() - before) as u64, Relaxed);
+        Ok(())
+    }
+
+    /// Writes. `held_back`: the kernel had accepted it before, so it is taken while the volume drains, too.
+    ///
+    /// # Errors
+    /// The store's, [`Error::Damaged`].
+    pub fn write(&self, handle: u64, offset: PlainOffset, data: &[u8], held_back: bool) -> Result<()> {
+        let keys = if held_back { self.enter_draining()? } else { self.enter()? };
+        let (ino, file) = self.file_handle(handle)?;
+        self.restore_keys(&keys, &file)?;
+        file.write(offset, data).map_err(|error| self.file_error(ino, error))?;
+        self.counters.written.fetch_add(data.len() as u64, Relaxed);
+        Ok(())
+    }
+
+    /// What `close` does: what was written can be read by whoever opens the file next, also after the program that
+    /// serves it ended. Durable only after [`sync`](Self::sync).
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn flush(&self, handle: u64) -> Result<()> {
+        let _keys = self.enter_draining()?;
+        let (ino, file) = self.file_handle(handle)?;
+        if !file.has_keys() {
+            // Nothing can have been written since the volume was unlocked.
+            return Ok(());
+        }
+        file.settle().map_err(|error| self.file_error(ino, error))
+    }
+
+    /// Makes a file durable, with its attributes unless `data_only`.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn sync(&self, handle: u64, data_only: bool) -> Result<()> {
+        let keys = self.enter_draining()?;
+        let (ino, file) = self.file_handle(handle)?;
+        self.restore_keys(&keys, &file)?;
+        file.sync(!data_only).map_err(|error| self.file_error(ino, error))?;
+        self.fresh.lock().inos.remove(&ino);
+        Ok(())
+    }
+
+    /// Gives up a handle.
+    pub fn release(&self, handle: u64) {
+        let Some(Handle::File { ino, file }) = self.handles.write().remove(&handle) else { return };
+        // Its errors were reported by flush; what is not committed is tried again with the next batch.
+        let settled = self.enter_draining().is_ok() && (!file.has_keys() || file.settle().is_ok());
+        let mut files = self.files.lock();
+        if let Some(open) = files.get_mut(&ino) {
+            open.handles -= 1;
+            if open.handles == 0 && settled && !file.waits_for_commit() {
+                files.remove(&ino);
+            }
+        }
+    }
+
+    /// The next data or hole.
+    ///
+    /// # Errors
+    /// `ENXIO` if there is none.
+    pub fn seek(&self, handle: u64, offset: PlainOffset, what: Seek) -> Result<PlainOffset> {
+        let keys = self.enter()?;
+        let (ino, file) = self.file_handle(handle)?;
+        self.restore_keys(&keys, &file)?;
+        let found = file.seek(offset, what).map_err(|error| self.file_error(ino, error))?;
+        found.ok_or(Error::errno(libc::ENXIO))
+    }
+
+    /// Reserves space, or makes holes.
+    ///
+    /// # Errors
+    /// `ENOSPC`; `EFBIG`.
+    pub fn allocate(&self, handle: u64, offset: PlainOffset, len: u64, how: Allocate) -> Result<()> {
+        let keys = self.enter()?;
+        self.writable()?;
+        let (ino, file) = self.file_handle(handle)?;
+        self.restore_keys(&keys, &file)?;
+        let end = PlainOffset(offset.0.checked_add(len).ok_or(Error::errno(libc::EFBIG))?);
+        let act = || {
+            if matches!(how, Allocate::Punch | Allocate::Zero | Allocate::ZeroKeep) {
+                file.punch(offset, end)?;
+            }
+            if matches!(how, Allocate::Extend | Allocate::Zero) && file.len() < end {
+                file.set_len(end)?;
+            }
+            if matches!(how, Allocate::Extend | Allocate::Keep) {
+                file.reserve(offset, end)?;
+            }
+            Ok(())
+        };
+        act().map_err(|error| self.file_error(ino, error))?;
+        if how != Allocate::Keep {
+            let now = crate::store::SetTime::Now;
+            file.store().inode().set_times(crate::store::SetTime::Keep, now)?;
+        }
+        Ok(())
+    }
+}

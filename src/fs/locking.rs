@@ -1,0 +1,96 @@
+//! Opening and closing the gate. What the kernel has to be told in between is not known here (`daemon`).
+
+use super::*;
+use crate::crypto::Secret32;
+use crate::fs::keyring::Unlocked;
+
+impl Fs {
+    /// A mount of a volume with its key. Nothing is read yet.
+    ///
+    /// # Errors
+    /// The store's, or damage of the root directory.
+    pub fn new(
+        volume: Volume,
+        store: Arc<dyn Store>,
+        context: Arc<Context>,
+        leases: Arc<Leases>,
+        volume_key: Secret32,
+        read_only: bool,
+    ) -> Result<Self> {
+        let tree = volume.tree()?;
+        Ok(Self {
+            nodes: Nodes::new(tree),
+            volume,
+            store,
+            context,
+            leases,
+            envelopes: Envelopes::default(),
+            read_only,
+            gate: RwLock::new(Gate::Open(Unlocked::from(volume_key))),
+            draining: AtomicBool::new(false),
+            namespace: RwLock::new(()),
+            files: Mutex::default(),
+            handles: RwLock::default(),
+            next_handle: AtomicU64::new(1),
+            fresh: Mutex::default(),
+            counters: Counters::default(),
+        })
+    }
+
+    /// From now on only what finishes what applications did before gets through. Waits for what is under way.
+    pub fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        // Whoever passed before has left when this is granted.
+        drop(self.gate.write());
+    }
+
+    /// Closes the gate and wipes every key. Returns how many files have changes that could not be stored; they stay
+    /// in memory, sealed, and are stored after the next unlock.
+    pub fn close(&self, reason: LockReason) -> usize {
+        let mut gate = self.gate.write();
+        *gate = Gate::Closed(reason);
+        self.leases.lock();
+        let files = self.files.lock();
+        let mut left = 0;
+        for open in files.values() {
+            left += usize::from(open.file.waits_for_commit());
+            open.file.wipe();
+        }
+        // Handles of files that were removed are not in the table by inode any more.
+        for handle in self.handles.read().values() {
+            if let Handle::File { file, .. } = handle {
+                file.wipe();
+            }
+        }
+        self.counters.lost.fetch_add(left as u64, Ordering::Relaxed);
+        left
+    }
+
+    /// Opens the gate with the volume key.
+    ///
+    /// # Errors
+    /// If it is not this volume's key, in words.
+    pub fn reopen(&self, volume_key: Secret32) -> std::result::Result<(), String> {
+        self.volume.authenticate(&volume_key).map_err(|error| error.to_string())?;
+        self.leases.unlock();
+        let mut gate = self.gate.write();
+        *gate = Gate::Open(Unlocked::from(volume_key));
+        self.draining.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// The inodes that the kernel knows, with the names by which it knows them: all that it has to forget. Needs the
+    /// keys, so it is asked before [`close`](Self::close).
+    pub fn known(&self) -> Vec<(u64, Vec<(u64, Vec<u8>)>)> {
+        let Ok(keys) = self.enter_draining() else { return Vec::new() };
+        let plain = self.volume.record().plain_names;
+        let name = |place: nodes::Place| {
+            let id = if plain { None } else { Some(self.dir_id(place.parent).ok()?) };
+            let directory = self.nodes.directory(place.parent).ok()?;
+            let name = self.plain_name(&keys, id, &*directory, &place.entry).ok()??;
+            Some((place.parent, name))
+        };
+        let _paths = self.namespace.read();
+        self.nodes.all().into_iter().map(|(ino, places)| (ino, places.into_iter().filter_map(name).collect())).collect()
+    }
+}

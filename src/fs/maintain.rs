@@ -1,0 +1,104 @@
+//! What is made durable without being asked: every few seconds, all that changed, as one batch.
+
+use super::*;
+use std::io;
+
+/// The longest time that a change stays uncommitted.
+pub const INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
+
+impl Fs {
+    /// Commits everything that changed so far:
+    /// 1. the next batch begins: files that are created from here on belong to it;
+    /// 2. a snapshot is taken of every changed file, and new files get their headers (a crash: they are as they were);
+    /// 3. everything in place is made durable (a crash: the same);
+    /// 4. the snapshots go to the journal and are put in place (a crash: some files are new, some are old);
+    /// 5. the batch is recorded as committed: its new files count (a crash: those are checked when they are opened).
+    ///
+    /// # Errors
+    /// The first of the store's or the journal's; what was not committed is tried again.
+    pub fn commit_all(&self) -> Result<()> {
+        let _keys = self.enter_draining()?;
+        if self.read_only {
+            return Ok(());
+        }
+        let journal = &self.context.journal;
+        let fresh = std::mem::take(&mut *self.fresh.lock());
+        let files: Vec<Arc<File>> = {
+            let files = self.files.lock();
+            files.values().map(|open| Arc::clone(&open.file)).filter(|file| file.wants_commit() && file.has_keys()).collect()
+        };
+        if files.is_empty() && fresh.inos.is_empty() {
+            return Ok(self.checkpoint()?);
+        }
+        let batch = journal.begin_batch();
+        let result = self.commit_files(&files, &fresh);
+        match result {
+            Ok(()) => {
+                journal.commit_batch(batch)?;
+                self.counters.batches.fetch_add(1, Ordering::Relaxed);
+                self.drop_unused();
+                Ok(self.checkpoint()?)
+            }
+            Err(error) => {
+                let mut again = self.fresh.lock();
+                again.inos.extend(fresh.inos);
+                again.many = true;
+                Err(error)
+            }
+        }
+    }
+
+    fn commit_files(&self, files: &[Arc<File>], fresh: &FreshFiles) -> Result<()> {
+        let mut batched = Vec::new();
+        let mut failed = None;
+        for file in files {
+            match file.prepare_batch() {
+                Ok(Some(prepared)) => batched.push(prepared),
+                Ok(None) => (),
+                Err(error) => failed = Some(Error::from(error)),
+            }
+        }
+        if fresh.many {
+            self.store.sync_all()?;
+        } else {
+            for store in &fresh.stores {
+                store.sync(false)?;
+            }
+            for file in files {
+                file.store().sync(true)?;
+            }
+        }
+        for prepared in batched {
+            if let Err(error) = prepared.finish() {
+                failed = Some(error.into());
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn checkpoint(&self) -> io::Result<()> {
+        if self.context.journal.wants_checkpoint() { self.context.journal.checkpoint() } else { Ok(()) }
+    }
+
+    /// Lets go of files that nobody has open and that have nothing left to be committed.
+    pub(super) fn drop_unused(&self) {
+        self.files.lock().retain(|_, open| open.handles > 0 || open.file.waits_for_commit());
+    }
+
+    /// Commits everything and marks the journal as cleanly closed.
+    ///
+    /// # Errors
+    /// As for [`commit_all`](Self::commit_all); the next mount then recovers.
+    pub fn shut_down(&self) -> Result<()> {
+        self.commit_all()?;
+        if self.read_only || self.files.lock().values().any(|open| open.file.waits_for_commit()) {
+            return Ok(());
+        }
+        Ok(self.context.journal.close()?)
+    }
+
+    /// Whether the next envelope should be made now, before somebody has to wait for it.
+    pub fn wants_envelope(&self) -> bool {
+        !self.read_only && self.enter().is_ok() && self.envelopes.wants_refill()
+    }
+}

@@ -1,0 +1,106 @@
+//! Removing names. Nothing of the content is ever read for it: what is damaged can be removed too.
+
+use super::naming::{is_empty, remove_side};
+use super::nodes::Place;
+use super::*;
+use crate::crypto::names::{DIR_ID_ENTRY, STAGING_PREFIX};
+use crate::store::{RenameMode, staging_name};
+
+impl Fs {
+    /// Removes a name of anything but a directory:
+    /// 1. the entry (a crash before: it is there; after: it is gone);
+    /// 2. what belonged to it (a crash before: something that belongs to nothing stays behind).
+    ///
+    /// # Errors
+    /// `ENOENT` if there is none, `EISDIR` for a directory.
+    pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<()> {
+        let keys = self.enter()?;
+        self.writable()?;
+        let _paths = self.namespace.read();
+        let stored = self.stored_name(&keys, parent, name)?;
+        let directory = self.nodes.directory(parent)?;
+        let stat = directory.stat(&stored.entry)?;
+        let target = self.long_target_of_last(&*directory, &stored.entry, &stat);
+        directory.unlink(&stored.entry)?;
+        remove_side(&*directory, stored.side.as_ref());
+        self.gone(&stat, &Place { parent, entry: stored.entry.into() });
+        self.remove_long_target(target);
+        Ok(())
+    }
+
+    /// The long target that goes with a symbolic link's last name.
+    pub(super) fn long_target_of_last(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> Option<Vec<u8>> {
+        (stat.kind == Kind::Symlink && stat.nlink == 1).then(|| self.long_target(directory, entry, stat)).flatten()
+    }
+
+    pub(super) fn remove_long_target(&self, name: Option<Vec<u8>>) {
+        if let Some(name) = name {
+            let _ = self.volume.links().and_then(|links| links.unlink(&name));
+        }
+    }
+
+    /// Notes that an inode with these attributes lost this name.
+    pub(super) fn gone(&self, stat: &Stat, place: &Place) {
+        let last = stat.nlink <= 1 || stat.kind == Kind::Directory;
+        self.nodes.removed(stat.ino, place, last);
+        if last && stat.kind == Kind::File {
+            let mut files = self.files.lock();
+            // What was not committed of it needs not be any more.
+            if files.get(&stat.ino).is_some_and(|open| open.handles == 0) {
+                files.remove(&stat.ino);
+            }
+            drop(files);
+            self.fresh.lock().inos.remove(&stat.ino);
+        }
+    }
+
+    /// Removes a directory:
+    /// 1. see that it is empty; the kernel keeps others from changing that;
+    /// 2. give it a name that nobody sees (a crash before: it is there; after: it is gone);
+    /// 3. remove it with what kmsfs keeps in it (a crash: something that nobody sees stays behind).
+    ///
+    /// # Errors
+    /// `ENOTEMPTY` if something is in it.
+    pub fn remove_directory(&self, parent: u64, name: &[u8]) -> Result<()> {
+        let keys = self.enter()?;
+        self.writable()?;
+        let _paths = self.namespace.read();
+        let stored = self.stored_name(&keys, parent, name)?;
+        let directory = self.nodes.directory(parent)?;
+        let stat = directory.stat(&stored.entry)?;
+        if self.volume.record().plain_names {
+            directory.remove_dir(&stored.entry)?;
+        } else {
+            self.check_empty(&*directory, &stored.entry)?;
+            let staged = staging_name(STAGING_PREFIX);
+            directory.rename(&stored.entry, &*directory, &staged, RenameMode::NoReplace)?;
+            remove_side(&*directory, stored.side.as_ref());
+            purge(&*directory, &staged);
+        }
+        self.gone(&stat, &Place { parent, entry: stored.entry.into() });
+        Ok(())
+    }
+
+    pub(super) fn check_empty(&self, directory: &dyn StoreDir, entry: &[u8]) -> Result<()> {
+        let entries = directory.open_dir(entry)?.list()?;
+        if is_empty(&entries, self.volume.record().plain_names) {
+            Ok(())
+        } else {
+            Err(Error::errno(libc::ENOTEMPTY))
+        }
+    }
+}
+
+/// Removes something that nobody sees, as far as that goes.
+pub(super) fn purge(directory: &dyn StoreDir, name: &[u8]) {
+    if directory.unlink(name).is_ok() {
+        return;
+    }
+    if let Ok(below) = directory.open_dir(name) {
+        let _ = below.unlink(DIR_ID_ENTRY);
+        for entry in below.list().unwrap_or_default() {
+            purge(&*below, &entry.name);
+        }
+    }
+    let _ = directory.remove_dir(name);
+}

@@ -1,0 +1,283 @@
+//! A volume as a directory of the host: its record, who holds it, and making one.
+
+mod holder;
+
+use super::error::{Error, Result};
+use crate::crypto::derive::VolumeKeys;
+use crate::crypto::{Secret32, names, random_id};
+use crate::format::header::Envelope;
+use crate::format::volume::{Kek, KekRole, MAX_LEN, VolumeRecord};
+use crate::format::{ChunkSize, Malformed};
+use crate::kms::{Kms, KmsError, KmsErrorKind, Wrapped};
+use crate::store::dir::DirStore;
+use crate::store::{Store, StoreDir, replace_file};
+use crate::units::{Epoch, KekGeneration, StoredOffset, VolumeId};
+pub use holder::{Holder, Holding};
+use parking_lot::RwLock;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const RECORD: &[u8] = b"volume.kmsfs";
+const TREE: &[u8] = b"tree";
+const JOURNAL: &[u8] = b"journal";
+const AUDIT: &[u8] = b"audit";
+/// Symbolic links whose targets are too long for one (format.md, "Symbolic links").
+const LINKS: &[u8] = b"links";
+
+/// The default of `--files-per-envelope` (performance.md has the figures).
+pub const FILES_PER_ENVELOPE: u32 = 1024;
+
+/// A volume whose record was read.
+pub struct Volume {
+    path: PathBuf,
+    root: Arc<dyn StoreDir>,
+    bytes: Vec<u8>,
+    record: RwLock<Arc<VolumeRecord>>,
+}
+
+/// Why there is no volume.
+#[derive(Debug)]
+pub enum VolumeError {
+    /// The directory does not exist.
+    Missing,
+    /// The directory holds no volume record.
+    NotAVolume,
+    /// The record, or something else that every volume has, is damaged.
+    Damaged(String),
+    /// The directory in which a volume is to be made is not empty, or is a volume.
+    NotEmpty {
+        /// It is a volume already.
+        volume: bool,
+    },
+    /// The backing directory failed.
+    Io(io::Error),
+    /// The KMS failed.
+    Kms(KmsError),
+}
+
+impl fmt::Display for VolumeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("there is no such directory"),
+            Self::NotAVolume => f.write_str("it is not a kmsfs volume: it has no volume.kmsfs"),
+            Self::Damaged(what) => write!(f, "the volume is damaged: {what}"),
+            Self::NotEmpty { volume: true } => f.write_str("it is a kmsfs volume already"),
+            Self::NotEmpty { volume: false } => f.write_str("the directory is not empty"),
+            Self::Io(error) => error.fmt(f),
+            Self::Kms(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for VolumeError {}
+
+impl From<io::Error> for VolumeError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<KmsError> for VolumeError {
+    fn from(error: KmsError) -> Self {
+        Self::Kms(error)
+    }
+}
+
+/// What `init` may choose.
+#[derive(Clone, Copy, Debug)]
+pub struct InitOptions {
+    /// The chunk size of all files.
+    pub chunk_size: ChunkSize,
+    /// At most this many files share an envelope.
+    pub files_per_envelope: u32,
+    /// Names are not encrypted.
+    pub plain_names: bool,
+}
+
+/// Makes a volume in a directory that is empty or does not exist:
+/// 1. wrap a new volume key, and unwrap it again: a key that cannot do both is found now (a crash: nothing is there);
+/// 2. make the directories and sync them (a crash: a directory without a record, which is no volume);
+/// 3. write the record (a crash: a volume, or none).
+///
+/// # Errors
+/// [`VolumeError`]; what was made is removed again.
+pub fn init(path: &Path, reference: &str, kms: &dyn Kms, options: InitOptions) -> Result<VolumeRecord, VolumeError> {
+    let made = match std::fs::create_dir(path) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(error.into()),
+    };
+    let result = fill(path, reference, kms, options);
+    if let Err(error) = &result
+        && !matches!(error, VolumeError::NotEmpty { .. })
+    {
+        for name in [TREE, JOURNAL, AUDIT, LINKS] {
+            // As much as there is of it; it was empty before.
+            let _ = std::fs::remove_dir_all(path.join(std::ffi::OsStr::new(std::str::from_utf8(name).unwrap_or("-"))));
+        }
+        if made {
+            let _ = std::fs::remove_dir(path);
+        }
+    }
+    result
+}
+
+fn fill(path: &Path, reference: &str, kms: &dyn Kms, options: InitOptions) -> Result<VolumeRecord, VolumeError> {
+    let root = DirStore::open(path)?.root();
+    let entries = root.list()?;
+    // What every freshly made ext4 has.
+    if entries.iter().any(|entry| entry.name != b"lost+found") {
+        return Err(VolumeError::NotEmpty { volume: entries.iter().any(|entry| entry.name == RECORD) });
+    }
+    let id = VolumeId(random_id());
+    let volume_key = Secret32::random();
+    let wrapped = kms.wrap(&volume_key, id)?;
+    if kms.unwrap(&wrapped, id)?.expose() != volume_key.expose() {
+        return Err(KmsError::new(KmsErrorKind::Damaged, "the KMS unwraps something else than it wrapped").into());
+    }
+    for name in [TREE, JOURNAL, AUDIT, LINKS] {
+        root.make_dir(name, 0o700)?;
+    }
+    let tree = root.open_dir(TREE)?;
+    // The root directory of the mount: the modes of the others keep it from being reached directly.
+    tree.inode().set_permissions(0o755)?;
+    if !options.plain_names {
+        tree.make_symlink(names::DIR_ID_ENTRY, data_encoding::HEXLOWER.encode(&random_id()).as_bytes())?;
+    }
+    tree.sync()?;
+    let kek = Kek {
+        generation: KekGeneration(0),
+        role: KekRole::Primary,
+        reference: reference.to_owned(),
+        volume_key: wrapped,
+    };
+    let record = VolumeRecord {
+        id,
+        plain_names: options.plain_names,
+        chunk_size: options.chunk_size,
+        files_per_envelope: options.files_per_envelope,
+        kek_floor: KekGeneration(0),
+        epoch_floor: Epoch(0),
+        generation: 0,
+        keks: vec![kek],
+    };
+    let bytes = record.encode(&VolumeKeys::from(&volume_key).record_mac);
+    if VolumeRecord::parse(&bytes).as_ref() != Ok(&record) {
+        return Err(KmsError::new(KmsErrorKind::Misconfigured, "the key's name is too long").into());
+    }
+    replace_file(&*root, RECORD, &bytes, 0o600)?;
+    Ok(record)
+}
+
+impl Volume {
+    /// Reads the record of the volume in a directory. Needs no key, so nothing is authenticated yet.
+    ///
+    /// # Errors
+    /// [`VolumeError`] if there is no volume that this kmsfs knows how to read.
+    pub fn open(path: &Path) -> Result<Self, VolumeError> {
+        let root = match DirStore::open(path) {
+            Ok(store) => store.root(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(VolumeError::Missing),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(VolumeError::NotAVolume),
+            Err(error) => return Err(error.into()),
+        };
+        let file = match root.open_file(RECORD, false) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(VolumeError::NotAVolume),
+            Err(error) => return Err(error.into()),
+        };
+        let mut bytes = vec![0; MAX_LEN + 1];
+        let len = file.read_at(&mut bytes, StoredOffset(0))?;
+        bytes.truncate(len);
+        let record = VolumeRecord::parse(&bytes).map_err(|malformed| damaged_record(&malformed))?;
+        for name in [TREE, JOURNAL] {
+            root.open_dir(name).map_err(|_| {
+                VolumeError::Damaged(format!("its directory {} is missing", String::from_utf8_lossy(name)))
+            })?;
+        }
+        Ok(Self { path: path.to_owned(), root, bytes, record: RwLock::new(Arc::new(record)) })
+    }
+
+    /// Checks with the volume key that the record was not changed.
+    ///
+    /// # Errors
+    /// [`VolumeError::Damaged`] if it was.
+    pub fn authenticate(&self, volume_key: &Secret32) -> Result<(), VolumeError> {
+        VolumeRecord::verify(&self.bytes, &VolumeKeys::from(volume_key).record_mac)
+            .map_err(|malformed| damaged_record(&malformed))
+    }
+
+    /// The directory on the host.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The record.
+    pub fn record(&self) -> Arc<VolumeRecord> {
+        Arc::clone(&self.record.read())
+    }
+
+    /// The encrypted tree.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn tree(&self) -> io::Result<Arc<dyn StoreDir>> {
+        self.root.open_dir(TREE)
+    }
+
+    /// The directory of the journal.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn journal(&self) -> io::Result<Arc<dyn StoreDir>> {
+        self.root.open_dir(JOURNAL)
+    }
+
+    /// The directory of the targets that are too long for a symbolic link.
+    pub(super) fn links(&self) -> io::Result<Arc<dyn StoreDir>> {
+        self.root.open_dir(LINKS)
+    }
+
+    /// The envelope, as a header carries it, of a secret that was wrapped for this volume.
+    pub(super) fn envelope(&self, wrapped: &Wrapped) -> Result<Envelope> {
+        let record = self.record();
+        let kek = record.keks.iter().rev().find(|kek| kek.volume_key.kek == wrapped.kek).ok_or(Error::Unreachable)?;
+        Ok(Envelope { kek: kek.generation, algorithm: wrapped.algorithm, blob: wrapped.blob.clone() })
+    }
+
+    /// The wrapped secret of an envelope, `None` if its KEK is none of the volume's.
+    pub(super) fn wrapped(&self, envelope: &Envelope) -> Option<Wrapped> {
+        let kek = self.record().kek(envelope.kek)?.volume_key.kek.clone();
+        Some(Wrapped { kek, algorithm: envelope.algorithm, blob: envelope.blob.clone() })
+    }
+
+    /// Takes up the version of the KEK that new secrets are wrapped with now, if the record does not know it: the
+    /// key was rotated. Both versions are tried before anything is changed.
+    ///
+    /// # Errors
+    /// [`VolumeError`]; then the record is as it was.
+    pub fn adopt_newest_kek(&self, kms: &dyn Kms, volume_key: &Secret32) -> Result<bool, VolumeError> {
+        let old = self.record();
+        let wrapped = kms.wrap(volume_key, old.id)?;
+        if old.keks.iter().any(|kek| kek.volume_key.kek == wrapped.kek) {
+            return Ok(false);
+        }
+        if kms.unwrap(&wrapped, old.id)?.expose() != volume_key.expose() {
+            return Err(KmsError::new(KmsErrorKind::Damaged, "the key's new version unwraps to something else").into());
+        }
+        let mut record = (*old).clone();
+        let generation = KekGeneration(record.keks.iter().map(|kek| kek.generation.0).max().unwrap_or(0) + 1);
+        let reference = record.newest().reference.clone();
+        record.keks.push(Kek { generation, role: KekRole::Primary, reference, volume_key: wrapped });
+        record.generation += 1;
+        replace_file(&*self.root, RECORD, &record.encode(&VolumeKeys::from(volume_key).record_mac), 0o600)?;
+        *self.record.write() = Arc::new(record);
+        Ok(true)
+    }
+}
+
+fn damaged_record(malformed: &Malformed) -> VolumeError {
+    VolumeError::Damaged(format!("volume.kmsfs: {malformed}"))
+}
