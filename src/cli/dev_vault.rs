@@ -240,15 +240,12 @@ fn start(arguments: StartArguments) -> Result<(), Failure> {
     if detached {
         return Ok(daemon::run_detached(state, &start)?);
     }
-    if let Some(url) = daemon::serving(&state).map_err(|error| Failure::new(Exit::Failure, error.to_string()))? {
-        if let Some(address) = listen.filter(|address| !url.ends_with(&format!(":{}", address.port()))) {
-            return Err(Failure::new(Exit::Failure, format!("the vault already serves {url}, not {address}"))
-                .hint(named.advice("stop")));
-        }
-        return print(&url);
-    }
     if foreground {
         return Ok(daemon::run_in_foreground(state, &start)?);
+    }
+    let running = daemon::status_of(&state);
+    if let Some(status) = running.map_err(|error| Failure::new(Exit::Failure, error.to_string()))? {
+        return joined(&status, &start, &named);
     }
     let mut again: Vec<OsString> = ["dev-vault", "start", "--detached", "--state"].map(OsString::from).to_vec();
     again.push(state.path().into());
@@ -258,9 +255,25 @@ fn start(arguments: StartArguments) -> Result<(), Failure> {
     if let Some(lifetime) = token_lifetime {
         again.extend(["--token-lifetime".into(), format!("{}s", lifetime.as_secs()).into()]);
     }
-    let url = daemon::start_detached(&state, &again).or_else(|failure| daemon::started_by_another(&state, failure))?;
+    let url = daemon::start_detached(&state, &again)?;
     eprintln!("for clients: . {}", shell_word(&state.file(ENVIRONMENT).to_string_lossy()));
     print(&url)
+}
+
+/// A start of a vault that runs already succeeds, unless it asks for something else.
+fn joined(status: &Value, start: &Start, named: &State) -> Result<(), Failure> {
+    let other = |what: &str, now: &Value, wanted: String| {
+        Err(Failure::new(Exit::Failure, format!("the vault already runs, with {what} {now} and not {wanted}"))
+            .hint(named.advice("stop")))
+    };
+    if let Some(address) = start.listen.filter(|address| address.port() != 0 && status["listen"] != address.to_string())
+    {
+        return other("--listen", &status["listen"], address.to_string());
+    }
+    if let Some(lifetime) = start.token_lifetime.filter(|lifetime| status["token_lifetime"] != lifetime.as_secs()) {
+        return other("--token-lifetime in seconds", &status["token_lifetime"], lifetime.as_secs().to_string());
+    }
+    print(status["url"].as_str().unwrap_or_default())
 }
 
 fn stop(state: &State) -> Result<(), Failure> {

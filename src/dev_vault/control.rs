@@ -12,6 +12,8 @@ use super::refusal::Refusal;
 use super::rsa::Modulus;
 use super::state::StateDir;
 use super::vault::Vault;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::Permissions;
@@ -169,6 +171,7 @@ impl Vault {
             "url": self.identity.vault_url(),
             "listen": self.identity.listen,
             "pid": std::process::id(),
+            "token_lifetime": self.identity.token_lifetime,
             "keys": keys.map(|key| self.described(&key)).collect::<Vec<_>>(),
             "faults": self.faults.rules(),
             "calls": self.calls.counts(),
@@ -296,15 +299,34 @@ impl Control {
     /// # Errors
     /// Where it does not end within a minute.
     pub fn stop(mut self, state: &StateDir) -> io::Result<()> {
-        match self.ask(&Command::Stop) {
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-                ) => {}
+        let status = match self.ask(&Command::Status) {
+            Ok(Answer::Done(status)) => status,
+            Ok(Answer::Failed { message, .. }) => return Err(io::Error::other(message)),
+            // It was ending already.
+            Err(error) if has_ended(&error) => return state.wait_until_unlocked(),
             Err(error) => return Err(error),
-            Ok(_) => return Err(io::Error::other("the vault did not end")),
+        };
+        let pid = status["pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        // Opened before the end, so that it is this process and not a later one with its number. Not there for a
+        // process that cannot be seen from here, in a container: then the lock alone tells its end.
+        let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        match self.ask(&Command::Stop) {
+            Err(error) if has_ended(&error) => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Err(io::Error::other("it was told to end and did not")),
+        }
+        if let Some(process) = process {
+            let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
+            if poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&minute))? == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
         state.wait_until_unlocked()
     }
+}
+
+/// Whether the error says that the vault's process ended in the middle of a conversation.
+pub fn has_ended(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
 }

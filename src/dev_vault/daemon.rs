@@ -12,6 +12,8 @@ use super::state::{LOG, StateDir, StateLock};
 use super::tls;
 use super::vault::Vault;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -112,7 +114,7 @@ impl Bound {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
         let ended = runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(self.listener)?;
-            tokio::spawn(server::serve(self.vault.clone(), listener, self.tls));
+            let accepting = tokio::spawn(server::serve(self.vault.clone(), listener, self.tls));
             let control = control::Server::bind(&self.state)?;
             let mut terminate = signal(SignalKind::terminate())?;
             ready()?;
@@ -121,6 +123,9 @@ impl Bound {
                 _ = terminate.recv() => {}
                 _ = tokio::signal::ctrl_c() => {}
             }
+            // The port is given back before the lock: whoever gets the lock next can bind it.
+            accepting.abort();
+            let _ = accepting.await;
             Ok(())
         });
         // Every answered change is on disk, and hanging requests would hold an orderly end up for ever.
@@ -165,11 +170,40 @@ pub fn run_detached(state: StateDir, start: &Start) -> Result<(), StartFailure> 
     })?)
 }
 
-/// Starts the vault as a process of its own and returns its URL once it answers.
+/// Starts the vault as a process of its own and returns its URL once it answers. Where another command starts it at
+/// the same time, or a stopped one has not quite ended, that is waited for.
 ///
 /// # Errors
 /// Where it does not start; the child's reason.
-pub fn start_detached(state: &StateDir, arguments: &[std::ffi::OsString]) -> Result<String, StartFailure> {
+pub fn start_detached(state: &StateDir, arguments: &[OsString]) -> Result<String, StartFailure> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match spawn(state, arguments) {
+            Err(failure) if failure.busy && Instant::now() < deadline => {}
+            ended => return ended,
+        }
+        if let Some(url) = status_of(state)?.and_then(|status| Some(status["url"].as_str()?.to_owned())) {
+            return Ok(url);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The status of the vault that serves this directory, if one does.
+///
+/// # Errors
+/// Where its socket cannot be used.
+pub fn status_of(state: &StateDir) -> io::Result<Option<Value>> {
+    let Some(mut control) = Control::connect(state)? else { return Ok(None) };
+    match control.ask(&control::Command::Status) {
+        Ok(control::Answer::Done(status)) => Ok(Some(status)),
+        Ok(control::Answer::Failed { message, .. }) => Err(io::Error::other(message)),
+        Err(error) if control::has_ended(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn spawn(state: &StateDir, arguments: &[OsString]) -> Result<String, StartFailure> {
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(state.file(LOG))?;
     let mut child = Command::new(std::env::current_exe()?)
         .args(arguments)
@@ -195,33 +229,6 @@ pub fn start_detached(state: &StateDir, arguments: &[std::ffi::OsString]) -> Res
                 busy: false,
             })
         }
-    }
-}
-
-/// The URL of a vault that another command is starting in this directory at the same time, once it serves.
-///
-/// # Errors
-/// The failure that was met, where none serves after some seconds.
-pub fn started_by_another(state: &StateDir, failure: StartFailure) -> Result<String, StartFailure> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while failure.busy && Instant::now() < deadline {
-        if let Some(url) = serving(state)? {
-            return Ok(url);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Err(failure)
-}
-
-/// The URL of the vault that already serves this directory, if one does.
-///
-/// # Errors
-/// Where its socket cannot be used.
-pub fn serving(state: &StateDir) -> io::Result<Option<String>> {
-    let Some(mut control) = Control::connect(state)? else { return Ok(None) };
-    match control.ask(&control::Command::Status)? {
-        control::Answer::Done(status) => Ok(status["url"].as_str().map(str::to_owned)),
-        control::Answer::Failed { message, .. } => Err(io::Error::other(message)),
     }
 }
 

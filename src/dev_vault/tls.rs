@@ -93,3 +93,51 @@ fn validity<T: From<SystemTime>>(years: u32) -> (T, T) {
     let start = SystemTime::now() - Duration::from_secs(3600);
     (start.into(), (start + years * YEAR).into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier;
+    use rustls::pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+
+    #[test]
+    fn the_authority_vouches_for_this_machine_only() -> Result<(), Box<dyn std::error::Error>> {
+        let directory = tempfile::tempdir()?;
+        let state = StateDir::create(directory.path())?;
+        let authority = authority(&state)?;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(state.file(CA_CERTIFICATE))?)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build()?;
+        for (name, good) in [
+            ("localhost", true),
+            (VAULT_HOST, true),
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("example.com", false),
+            ("notlocalhost", false),
+            ("192.0.2.1", false),
+        ] {
+            let key = KeyPair::generate()?;
+            let mut params = server_params()?;
+            params.subject_alt_names = CertificateParams::new([name.to_owned()])?.subject_alt_names;
+            let certificate = params.signed_by(&key, &authority)?;
+            let name = ServerName::try_from(name)?;
+            let verified = verifier.verify_server_cert(certificate.der(), &[], &name, &[], UnixTime::now());
+            assert_eq!(verified.is_ok(), good, "{name:?}: {verified:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_authority_is_made_once() -> io::Result<()> {
+        let directory = tempfile::tempdir()?;
+        let state = StateDir::create(directory.path())?;
+        let first = authority(&state)?.key().serialize_der();
+        let certificate = std::fs::read(state.file(CA_CERTIFICATE))?;
+        assert_eq!(authority(&state)?.key().serialize_der(), first);
+        assert_eq!(std::fs::read(state.file(CA_CERTIFICATE))?, certificate);
+        Ok(())
+    }
+}

@@ -48,8 +48,30 @@ fn a_second_start_prints_the_url_of_the_first() {
     let pid = vault.status()["pid"].clone();
     assert_eq!(vault.ok(&["start"]), url);
     assert_eq!(vault.status()["pid"], pid);
-    let error = vault.fails(&["start", "--listen", "127.0.0.1:1"], 1);
-    assert!(error.contains(&url) && error.contains("hint: kmsfs dev-vault stop"), "{error}");
+    assert_eq!(vault.ok(&["start", "--listen", &vault.address().to_string(), "--token-lifetime", "1h"]), url);
+}
+
+#[test]
+fn a_second_start_does_not_silently_differ_from_the_first() {
+    let vault = TestVault::start();
+    for arguments in [["--listen", "127.0.0.1:1"], ["--token-lifetime", "5s"]] {
+        let error = vault.fails(&[&["start"], &arguments[..]].concat(), 1);
+        assert!(error.contains("already runs") && error.contains("hint: kmsfs dev-vault stop"), "{error}");
+    }
+    assert!(vault.fails(&["start", "--foreground"], 1).contains("another process serves"));
+}
+
+#[test]
+fn a_start_right_after_a_signal_to_end_succeeds() -> Outcome {
+    let vault = TestVault::start();
+    for _ in 0..5 {
+        let pid = vault.status()["pid"].as_i64().and_then(|pid| rustix::process::Pid::from_raw(pid as i32));
+        rustix::process::kill_process(pid.expect("a process id"), rustix::process::Signal::TERM)?;
+        vault.ok(&["start"]);
+        vault.ok(&["stop"]);
+        vault.ok(&["start"]);
+    }
+    Ok(())
 }
 
 #[test]

@@ -90,3 +90,22 @@ async fn one_token_serves_many_calls_of_microsofts_client() -> Outcome {
     assert_eq!((vault.calls("token"), vault.calls("challenge"), vault.calls("wrapkey")), (1, 1, 5));
     Ok(())
 }
+
+#[tokio::test]
+async fn discovery_leads_from_the_instance_to_the_token_endpoint() -> Outcome {
+    let vault = TestVault::start();
+    let (environment, http) = (vault.environment(), vault.http());
+    let (authority, tenant) = (&environment["AZURE_AUTHORITY_HOST"], &environment["AZURE_TENANT_ID"]);
+    let get = async |url: &str| -> Result<Value, Box<dyn std::error::Error>> {
+        let response = http.get(url).send().await?.error_for_status()?;
+        Ok(serde_json::from_slice(&response.bytes().await?)?)
+    };
+    let instance = get(&format!("{authority}/common/discovery/instance?api-version=1.1")).await?;
+    let discovery = instance["tenant_discovery_endpoint"].as_str().ok_or("no endpoint")?;
+    let expected = format!("{authority}/{tenant}/oauth2/v2.0/token");
+    for url in [discovery, &format!("{authority}/{tenant}/.well-known/openid-configuration")] {
+        assert_eq!(get(url).await?["token_endpoint"], expected, "{url}");
+    }
+    assert!(get(&format!("{authority}/other/v2.0/.well-known/openid-configuration")).await.is_err());
+    Ok(())
+}
