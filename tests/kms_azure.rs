@@ -161,10 +161,11 @@ fn every_way_to_revoke_is_a_refusal_and_undoing_it_grants_again() {
     let vault = Vault::start();
     let kms = vault.kms();
     let wrapped = wrapped(&*kms);
-    let cases: [(&[&str], &[&str], &str, &str); 4] = [
+    let cases: [(&[&str], &[&str], &str, &str); 5] = [
         (&["key", "disable", KEY], &["key", "enable", KEY], "KeyDisabled", "key enable"),
         (&["key", "delete", KEY], &["key", "recover", KEY], "KeyNotFound", "key recover"),
         (&["fault", "forbid-role"], &["fault", "none"], "ForbiddenByRbac", "Key Vault Crypto Service Encryption User"),
+        (&["fault", "forbid-policy"], &["fault", "none"], "AccessDenied", "set-policy"),
         (&["fault", "forbid-firewall"], &["fault", "none"], "ForbiddenByFirewall", "network-rule"),
     ];
     for (revoke, grant, code, hint) in cases {
