@@ -52,7 +52,7 @@ impl AzureKms {
     }
 
     /// The version of ours that wrapped this.
-    fn version<'a>(&self, wrapped: &'a Wrapped) -> Result<(&'a str, AzureKek), KmsError> {
+    fn version(&self, wrapped: &Wrapped) -> Result<String, KmsError> {
         let other = |what: &str| {
             let message = format!("the secret was wrapped by {}, {what}", wrapped.kek);
             KmsError::new(KmsErrorKind::Damaged, message).hint("name the KEK that wrapped it")
@@ -65,10 +65,7 @@ impl AzureKms {
         if !recorded.name.eq_ignore_ascii_case(&self.kek.name) {
             return Err(other(&format!("not by {}", self.kek)));
         }
-        if recorded.version.is_none() {
-            return Err(other("and its version is not recorded"));
-        }
-        Ok((&wrapped.kek.0, recorded))
+        recorded.version.ok_or_else(|| other("and its version is not recorded"))
     }
 }
 
@@ -86,8 +83,7 @@ impl Kms for AzureKms {
     }
 
     fn unwrap(&self, wrapped: &Wrapped, _volume: VolumeId) -> Result<Secret32, KmsError> {
-        let (_, kek) = self.version(wrapped)?;
-        let version = kek.version.unwrap_or_default();
+        let version = self.version(wrapped)?;
         match self.worker.ask(Question::Unwrap { version, blob: wrapped.blob.clone() })? {
             Answer::Secret(secret) => Ok(secret),
             Answer::Key(_) => Err(errors::not_key_vault("it answered another question")),

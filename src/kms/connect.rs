@@ -48,7 +48,7 @@ pub enum Credentials {
         /// Where tokens come from, if not from Azure's public cloud.
         authority: Option<String>,
     },
-    /// The identity of the machine, App Service, Arc server or container that this runs on.
+    /// The identity of the virtual machine, App Service or Container App that this runs on.
     ManagedIdentity {
         /// The client id of a user-assigned identity, or the machine's own.
         client: Option<String>,
@@ -82,7 +82,7 @@ impl Credentials {
     /// 1. `KMSFS_AZURE_CREDENTIAL` names it: `client-secret`, `workload-identity`, `managed-identity`, `developer-tools`;
     /// 2. `AZURE_CLIENT_SECRET`: a client secret, with `AZURE_TENANT_ID` and `AZURE_CLIENT_ID`;
     /// 3. `AZURE_FEDERATED_TOKEN_FILE`: workload identity, with the same two;
-    /// 4. `IDENTITY_ENDPOINT` (App Service, Arc, Container Apps): managed identity;
+    /// 4. `IDENTITY_ENDPOINT` (App Service, Container Apps): managed identity;
     /// 5. otherwise `az` or `azd`.
     ///
     /// A virtual machine's managed identity leaves no trace in the environment: it has to be named (1).

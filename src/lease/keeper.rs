@@ -23,7 +23,8 @@ const DIGEST_CONTEXT: &str = "kmsfs 2026 canary digest v1";
 pub trait Volume: Send + Sync {
     /// Takes no new opens and writes, flushes what was written for `drain` at most, makes the kernel forget,
     /// wipes every key, and makes the kernel forget again. Everything fails afterwards, in the way of `reason`. A volume
-    /// that is locked already takes on the new reason. The leases are locked after this, if it did not do so itself.
+    /// that is locked already takes on the new reason. Comes back at most a second after the drain's bound, whatever
+    /// the kernel does: nothing else wipes the volume's own keys. The leases are locked after this, if they are not yet.
     fn drain_and_lock(&self, reason: LockReason, drain: Duration);
 
     /// Makes everything work again, with this key. The leases are unlocked already.

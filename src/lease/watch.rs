@@ -2,9 +2,10 @@
 //! Whoever drives it does what [`Watch::step`] says and reports how it went. Depends on the kinds of KMS errors.
 //!
 //! Invariant: from the moment that the KMS refuses, the volume is locked after `revalidate` + [`LOCK_WITHIN`].
-//! How the time is spent: a probe begins at most `revalidate` after the last one that *succeeded* began (earlier if
-//! the KMS is slow); it is confirmed [`CONFIRM_AFTER`] later; only a success contradicts a refusal, and
-//! [`CONFIRMED_BY`] the wait for one ends; what is left is for draining.
+//! How the time is spent: a probe begins at most `revalidate` after the last one that *succeeded* began; what it
+//! refuses is asked again [`CONFIRM_AFTER`] its beginning; only a success contradicts a refusal, and [`CONFIRMED_BY`]
+//! the wait for one ends; what is left is for draining. A KMS that takes most of a deadline to refuse is believed at
+//! once, and leaves less time to drain.
 
 use super::BootTime;
 use crate::kms::KmsErrorKind;
@@ -163,7 +164,7 @@ impl Watch {
             unlock_asked: None,
             early: spread.clamp(0.0, 1.0) * 0.1,
         };
-        watch.next_probe = now + watch.interval(Duration::ZERO);
+        watch.next_probe = now + watch.interval();
         watch
     }
 
@@ -212,9 +213,8 @@ impl Watch {
     /// How the probe under way ended.
     pub fn answer(&mut self, now: BootTime, outcome: Result<(), KmsErrorKind>) {
         let Some(began) = self.probe.take() else { return };
-        let took = now - began;
         self.next_probe = match outcome {
-            Ok(()) => began + self.interval(took),
+            Ok(()) => began + self.interval(),
             Err(_) => (began + self.policy.retry()).max(now + BREATH),
         };
         self.failing = outcome.is_err();
@@ -351,11 +351,9 @@ impl Watch {
         silent.then(|| self.last_success + self.policy.offline_grace)
     }
 
-    /// From the beginning of one probe to that of the next. A slow KMS is asked early by what two answers take, the
-    /// next one and the one that confirms it, as far as that leaves it time to breathe.
-    fn interval(&self, took: Duration) -> Duration {
-        let revalidate = self.policy.revalidate;
-        revalidate.mul_f64(1.0 - self.early).saturating_sub((took * 2).min(revalidate / 2))
+    /// From the beginning of one probe to that of the next.
+    fn interval(&self) -> Duration {
+        self.policy.revalidate.mul_f64(1.0 - self.early)
     }
 }
 

@@ -195,6 +195,8 @@ impl Policy for Label {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use azure_core::http::headers::{AUTHORIZATION, CLIENT_REQUEST_ID, Headers, WWW_AUTHENTICATE};
+    use azure_core::http::{AsyncRawResponse, StatusCode};
 
     fn maker(ca_file: Option<&str>, credentials: Credentials) -> Result<Maker, KmsError> {
         let options =
@@ -237,6 +239,55 @@ mod tests {
         assert_eq!(cloud("v.vault.usgovcloudapi.net", None), CloudConfiguration::AzureGovernment);
         assert_eq!(cloud("v.vault.azure.net", None), CloudConfiguration::AzurePublic);
         assert!(matches!(cloud("v.vault.azure.cn", Some("https://x")), CloudConfiguration::Custom(_)));
+    }
+
+    /// Plays the vault and the identity provider, and notes who asks.
+    #[derive(Debug, Default)]
+    struct Recorder(parking_lot::Mutex<Vec<(String, String, bool)>>);
+
+    #[async_trait]
+    impl HttpClient for Recorder {
+        async fn execute_request(&self, request: &Request) -> azure_core::Result<AsyncRawResponse> {
+            let headers = request.headers();
+            let agent = headers.get_optional_str(&USER_AGENT).unwrap_or_default().to_owned();
+            let has_id = headers.get_optional_str(&CLIENT_REQUEST_ID).is_some();
+            self.0.lock().push((request.url().host_str().unwrap_or_default().to_owned(), agent, has_id));
+            let mut reply = Headers::new();
+            let (status, body) = if request.url().path().ends_with("/token") {
+                (StatusCode::Ok, r#"{"token_type":"Bearer","expires_in":3600,"access_token":"t"}"#)
+            } else if headers.get_optional_str(&AUTHORIZATION).is_some() {
+                (StatusCode::Ok, "{}")
+            } else {
+                let challenge = r#"Bearer authorization="https://login/t", resource="https://vault.azure.net""#;
+                reply.insert(WWW_AUTHENTICATE, challenge);
+                (StatusCode::Unauthorized, "")
+            };
+            Ok(AsyncRawResponse::from_bytes(status, reply, body))
+        }
+    }
+
+    #[test]
+    fn every_request_names_the_mount_and_has_an_id() {
+        let recorder = Arc::new(Recorder::default());
+        let credentials = Credentials::ClientSecret {
+            tenant: "t".into(),
+            client: "c".into(),
+            secret: String::from("s").into(),
+            authority: Some("https://login".into()),
+        };
+        let maker = Maker {
+            kek: AzureKek::parse("https://v.vault.azure.net/keys/k").unwrap(),
+            credentials,
+            transport: Transport::new(Arc::clone(&recorder) as _),
+            label: Arc::new(Label::new(Some("m1"))),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(maker.make().unwrap().get_key("k", None)).unwrap();
+        let seen = recorder.0.lock();
+        let hosts: Vec<_> = seen.iter().map(|(host, ..)| host.as_str()).collect();
+        assert_eq!(hosts, ["v.vault.azure.net", "login", "v.vault.azure.net"]);
+        let label = concat!("kmsfs/", env!("CARGO_PKG_VERSION"), " (mount m1) azsdk-rust-");
+        assert!(seen.iter().all(|(_, agent, has_id)| agent.starts_with(label) && *has_id), "{seen:?}");
     }
 
     #[test]

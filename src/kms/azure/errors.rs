@@ -300,13 +300,7 @@ mod tests {
             (403, inner("SomethingNew"), Refused, Some("SomethingNew"), ""),
             (403, outer("Forbidden"), Refused, Some("Forbidden"), ""),
             (403, String::new(), Refused, None, ""),
-            (
-                403,
-                inner("KeyOperationForbidden"),
-                Refused,
-                Some("KeyOperationForbidden"),
-                "--ops wrapKey unwrapKey",
-            ),
+            (403, inner("KeyOperationForbidden"), Refused, Some("KeyOperationForbidden"), "--ops wrapKey unwrapKey"),
             (403, inner("KeyExpired"), Refused, Some("KeyExpired"), "az keyvault key rotate"),
             (
                 404,

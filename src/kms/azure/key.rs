@@ -162,7 +162,6 @@ fn misconfigured(message: String) -> KmsError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aws_lc_rs::encoding::AsBigEndian;
     use aws_lc_rs::rsa::{KeySize, OaepPrivateDecryptingKey, PrivateDecryptingKey};
     use aws_lc_rs::signature::{KeyPair, RsaKeyPair};
     use serde_json::{Value, json};

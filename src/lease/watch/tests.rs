@@ -166,6 +166,17 @@ fn a_silent_kms_changes_nothing_within_the_grace_and_locks_at_its_end() {
 }
 
 #[test]
+fn the_grace_counts_from_when_the_kms_was_asked_not_from_when_it_answered() {
+    let mut world = World::new(30.0, 600.0);
+    world.latency = Duration::from_secs(3);
+    world.run(45.0);
+    let asked = *world.probes.last().unwrap();
+    world.kms = Err(Unreachable);
+    world.run(700.0);
+    assert_eq!(world.locks.first().map(|lock| lock.0), Some(asked + 600.0 + 3.0));
+}
+
+#[test]
 fn with_no_grace_the_first_silence_locks() {
     let mut world = World::new(30.0, 0.0);
     world.kms = Err(Unreachable);
@@ -373,10 +384,10 @@ fn revalidate_cannot_be_under_a_second() {
 }
 
 proptest! {
-    /// The promise, whenever the owner refuses and however slow the KMS is.
+    /// The promise, whenever the owner refuses and however slow the KMS is, up to nearly the deadline of a call.
     #[test]
     fn a_refusal_locks_in_time(
-        revalidate in 8.0..60.0_f64, latency in 0.0..2.0_f64, when in 0.0..200.0_f64, spread in 0.0..1.0_f64,
+        revalidate in 5.0..60.0_f64, latency in 0.0..4.5_f64, when in 0.0..200.0_f64, spread in 0.0..1.0_f64,
     ) {
         let mut world = World::new(revalidate, 600.0);
         world.watch = Watch::new(world.watch.policy, at(0.0), spread);
