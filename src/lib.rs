@@ -23,6 +23,6 @@ pub mod fs;
 pub mod fuse;
 pub mod journal;
 pub mod kms;
-pub mod store;
 pub mod lease;
+pub mod store;
 pub mod units;

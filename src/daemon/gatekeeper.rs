@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-
 /// Locks and unlocks one mount.
 pub struct Gatekeeper {
     pub fs: Arc<Fs>,

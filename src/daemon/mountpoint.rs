@@ -141,7 +141,8 @@ fn take_away(mountpoint: &Path, flags: UnmountFlags, helper_flag: &str) -> io::R
         other => return Ok(other?),
     }
     // An ordinary user takes its own mounts away with the helper of FUSE.
-    let output = Command::new("fusermount3").arg(helper_flag).arg("--").arg(mountpoint).stdin(Stdio::null()).output()?;
+    let output =
+        Command::new("fusermount3").arg(helper_flag).arg("--").arg(mountpoint).stdin(Stdio::null()).output()?;
     if output.status.success() {
         return Ok(());
     }

@@ -102,7 +102,9 @@ fn run(
         let (policy, mountpoint) = (options.policy, mountpoint.to_owned());
         let read_only = options.flags.read_only;
         socket
-            .serve(move |command| answer(command, &fs, &keeper, |fs, keeper| Status::of(fs, keeper, &policy, &mountpoint, read_only)))
+            .serve(move |command| {
+                answer(command, &fs, &keeper, |fs, keeper| Status::of(fs, keeper, &policy, &mountpoint, read_only))
+            })
             .map_err(|error| failed("the control socket cannot be served", &error))?;
         end_on_signals(options.mountpoint.clone()).map_err(|error| failed("signals cannot be handled", &error))?;
         // Answered by the session's own threads: from here on everybody gets an answer.
@@ -184,7 +186,8 @@ fn hold(options: &MountOptions, volume: &Volume, mountpoint: &std::path::Path) -
                 |other| format!("at {} by process {} on {}", other.mountpoint, other.pid, other.host),
             );
             let message = format!("{} is mounted already, {who}", options.volume.display());
-            Err(Failure::new(Exit::AlreadyMounted, message).hint("a volume can be mounted once, or several times with -o ro"))
+            Err(Failure::new(Exit::AlreadyMounted, message)
+                .hint("a volume can be mounted once, or several times with -o ro"))
         }
         Err(error) => Err(Failure::of_store(&options.volume, &error)),
     }
@@ -196,7 +199,11 @@ fn recover(options: &MountOptions, volume: &Volume) -> Result<Arc<Context>, Fail
     let (directory, tree) = (volume.journal().map_err(of_store)?, volume.tree().map_err(of_store)?);
     let (journal, found) = recovery::open(&*directory, &*tree, LOG_LEN).map_err(of_store)?;
     if found.crashed {
-        tracing::warn!("the volume was not unmounted: {} updates of {} files were replayed", found.updates, found.files);
+        tracing::warn!(
+            "the volume was not unmounted: {} updates of {} files were replayed",
+            found.updates,
+            found.files
+        );
     }
     for at in &found.damaged_at {
         tracing::error!("the journal is damaged at {at}: changes that were committed there are lost");
@@ -245,7 +252,9 @@ fn answer(command: Command, fs: &Fs, keeper: &Keeper, status: impl Fn(&Fs, &Keep
 fn tell(event: Event) {
     match event {
         Event::Probed { outcome: Ok(()), took } => tracing::debug!("the KMS granted the key within {took:?}"),
-        Event::Probed { outcome: Err(error), took } => tracing::warn!("the KMS did not grant the key ({took:?}): {error}"),
+        Event::Probed { outcome: Err(error), took } => {
+            tracing::warn!("the KMS did not grant the key ({took:?}): {error}")
+        }
         Event::Locking(reason) => tracing::warn!("locking: {reason:?}"),
         Event::Locked(reason) => tracing::warn!("locked: {reason:?}"),
         Event::Unlocked => tracing::warn!("unlocked"),

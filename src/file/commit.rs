@@ -197,7 +197,9 @@ impl File {
     fn tag_writes(&self, state: &State, page: &[u8; PAGE], writes: &mut Vec<(StoredOffset, Arc<[u8]>)>) {
         let geometry = self.context.geometry;
         let whole = |block: &u64| state.dirty.new_blocks.contains(block);
-        for (number, block) in state.dirty.new_blocks.iter().filter_map(|number| Some((number, state.blocks.get(number)?))) {
+        for (number, block) in
+            state.dirty.new_blocks.iter().filter_map(|number| Some((number, state.blocks.get(number)?)))
+        {
             writes.push((geometry.stored_block(*number), Arc::from(&block.bytes()[..])));
         }
         for chunk in &state.dirty.entries {
@@ -283,7 +285,10 @@ impl File {
         state.cut_in_flight = None;
         for (chunk, occupied) in &prepared.occupied {
             // Given up by the snapshot, which is what a crash brings back now.
-            if *occupied && !state.pending.contains_key(chunk) && self.entry_if_loaded(&state, ChunkIndex(*chunk)) == Some(true) {
+            if *occupied
+                && !state.pending.contains_key(chunk)
+                && self.entry_if_loaded(&state, ChunkIndex(*chunk)) == Some(true)
+            {
                 state.occupied.remove(chunk);
             }
         }

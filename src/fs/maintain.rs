@@ -25,7 +25,11 @@ impl Fs {
         let fresh = std::mem::take(&mut *self.fresh.lock());
         let files: Vec<Arc<File>> = {
             let files = self.files.lock();
-            files.values().map(|open| Arc::clone(&open.file)).filter(|file| file.wants_commit() && file.has_keys()).collect()
+            files
+                .values()
+                .map(|open| Arc::clone(&open.file))
+                .filter(|file| file.wants_commit() && file.has_keys())
+                .collect()
         };
         if files.is_empty() && fresh.inos.is_empty() {
             return Ok(self.checkpoint()?);
