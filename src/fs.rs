@@ -30,6 +30,7 @@ pub use directory::Listed;
 pub use envelopes::Envelopes;
 pub use error::{Error, Need, Result};
 use keyring::Unlocked;
+pub use locking::Known;
 use nodes::Nodes;
 pub use nodes::ROOT;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -80,7 +81,7 @@ pub struct Counters {
 
 /// Whether the volume's keys are there.
 enum Gate {
-    Open(Unlocked),
+    Open(Box<Unlocked>),
     Closed(LockReason),
 }
 

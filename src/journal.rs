@@ -298,10 +298,7 @@ impl Journal {
         });
         inner.cleaning = false;
         self.progress.notify_all();
-        result.map_err(|error| {
-            inner.logs[which].touched.extend(touched);
-            error
-        })
+        result.inspect_err(|_| inner.logs[which].touched.extend(touched))
     }
 }
 

@@ -26,7 +26,7 @@ const FIELDS: std::ops::Range<usize> = 0..128;
 const MAC: std::ops::Range<usize> = 1504..1536;
 const ENTRIES_AT: usize = 1536;
 
-/// A snapshot of what changed, on its way to the disk. To be finished with [`File::finish`].
+/// A snapshot of what changed, on its way to the disk. To be finished with [`Batched::finish`].
 #[must_use = "an unfinished commit loses what it took"]
 pub struct Prepared {
     update: Update,
@@ -121,7 +121,7 @@ impl File {
     }
 
     /// The first half of a commit, for many files at once: the caller makes everything in place durable next
-    /// (`sync_all` of the store), and then calls [`finish`](Self::finish). `None` if there is nothing to finish.
+    /// (`sync_all` of the store), and then calls [`Batched::finish`]. `None` if there is nothing to finish.
     ///
     /// # Errors
     /// The store's; then nothing has changed.

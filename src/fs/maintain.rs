@@ -17,7 +17,6 @@ impl Fs {
     /// # Errors
     /// The first of the store's or the journal's; what was not committed is tried again.
     pub fn commit_all(&self) -> Result<()> {
-        let _keys = self.enter_draining()?;
         if self.read_only {
             return Ok(());
         }
@@ -55,11 +54,15 @@ impl Fs {
     fn commit_files(&self, files: &[Arc<File>], fresh: &FreshFiles) -> Result<()> {
         let mut batched = Vec::new();
         let mut failed = None;
-        for file in files {
-            match file.prepare_batch() {
-                Ok(Some(prepared)) => batched.push(prepared),
-                Ok(None) => (),
-                Err(error) => failed = Some(Error::from(error)),
+        {
+            // Only the snapshots need keys: a lock must not have to wait for the disk.
+            let _keys = self.enter_draining()?;
+            for file in files {
+                match file.prepare_batch() {
+                    Ok(Some(prepared)) => batched.push(prepared),
+                    Ok(None) => (),
+                    Err(error) => failed = Some(Error::from(error)),
+                }
             }
         }
         if fresh.many {
