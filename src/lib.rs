@@ -22,4 +22,5 @@ pub mod journal;
 pub mod kms;
 pub mod store;
 pub mod lease;
+pub mod manual;
 pub mod units;
