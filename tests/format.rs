@@ -1,20 +1,27 @@
 //! The bytes on disk against the document: what kmsfs writes, a reader opens that was written from
 //! `src/manual/format.md` alone.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that goes wrong")]
+
 #[path = "format/harness.rs"]
 mod harness;
 
 use harness::*;
 use kmsfs::crypto::Secret32;
+use kmsfs::crypto::derive::VolumeKeys;
+use kmsfs::crypto::names::NameCipher;
 use kmsfs::format::ChunkSize;
 use kmsfs::fs::data::Allocate;
 use kmsfs::fs::volume::{InitOptions, Volume, VolumeError, init};
 use kmsfs::fs::{Changes, Fs, ROOT};
 use kmsfs::kms::{Facts, KekId, Kms, KmsError, KmsErrorKind, WrapAlgorithm, Wrapped};
 use kmsfs::store::{Kind, RenameMode};
-use kmsfs::units::{PlainOffset, VolumeId};
+use kmsfs::units::{DirId, PlainOffset, VolumeId};
 use serde_json::{Map, Value, json};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 /// What is expected to be found, noted while it is made.
 struct Expected(Map<String, Value>);
@@ -238,6 +245,63 @@ fn it_refuses_a_volume_in_which_any_used_byte_was_flipped() {
         }
     }
     python_tree(&volume, &key);
+}
+
+#[test]
+fn a_volume_whose_program_was_killed_is_whole_again_after_the_sweep() {
+    let c = 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, key) = make_volume(dir.path(), "4K", false);
+    let fs = mount(&volume, &key).unwrap();
+    let mut expected = fill(&fs, c);
+    fs.commit_all().unwrap();
+    change(&fs, c, &mut expected);
+    fs.commit_all().unwrap();
+    // New, closed, and never committed: the program alone is gone, so all of it is there.
+    let content = noise(200 * 4096 + 5, 9);
+    make_file(&fs, ROOT, b"new", &[(0, &content)], content.len() as u64);
+    expected.file("new", &content);
+    make_file(&fs, ROOT, b"torn", &[(0, &content)], content.len() as u64);
+    // Appended to a committed file, and not committed: the old length counts.
+    let handle = with_keys(&fs, || fs.open(fs.lookup(ROOT, b"holes")?.stat.ino, false)).unwrap();
+    fs.write(handle, PlainOffset(3 << 20), &content, false).unwrap();
+    drop(fs);
+    // As a machine leaves it that went down a moment later: an entry without content, and a file without one of its
+    // chunks. Both count as just made.
+    std::fs::write(stored_in_root(&volume, &key, b"made"), b"").unwrap();
+    expected.file("made", b"");
+    let torn = std::fs::File::options().write(true).open(stored_in_root(&volume, &key, b"torn")).unwrap();
+    torn.write_all_at(&[0; 4096], 8192).unwrap();
+    expected.file("torn", b"");
+    assert!(!python(&volume, &key).status.success(), "it does not replay the journal, and has to say so");
+
+    for sweep in [false, true] {
+        let fs = mount(&volume, &key).unwrap();
+        assert!(fs.wants_sweep());
+        if sweep {
+            fs.sweep(&false.into()).unwrap();
+            assert!(!fs.wants_sweep());
+        }
+        // Until it is opened for the first time, its length is what the header says.
+        let handle = with_keys(&fs, || fs.open(fs.lookup(ROOT, b"torn")?.stat.ino, false)).unwrap();
+        fs.release(handle);
+        compare(&read_tree(&fs).unwrap(), &expected);
+        if sweep {
+            fs.shut_down().unwrap();
+        }
+    }
+    compare(&python_tree(&volume, &key), &expected);
+    let fs = mount(&volume, &key).unwrap();
+    assert!(!fs.wants_sweep());
+    compare(&read_tree(&fs).unwrap(), &expected);
+}
+
+fn stored_in_root(volume: &Path, key: &Path, name: &[u8]) -> PathBuf {
+    let record = Volume::open(volume).unwrap().record();
+    let volume_key = kms(key).unwrap(&record.newest().volume_key, record.id).unwrap();
+    let tree = volume.join("tree");
+    let id: DirId = std::fs::read_link(tree.join(".id")).unwrap().to_str().unwrap().parse().unwrap();
+    tree.join(OsString::from_vec(NameCipher::new(&VolumeKeys::from(&volume_key)).seal(id, name).entry))
 }
 
 /// A KMS whose key is rotated before each wrap.

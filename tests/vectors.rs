@@ -1,5 +1,7 @@
 //! Volumes that earlier versions made: today's code reads them exactly, and refuses each fault in its own way.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that goes wrong")]
+
 #[path = "format/harness.rs"]
 mod harness;
 
