@@ -3,7 +3,13 @@
 
 mod dev_vault;
 pub mod failure;
+mod info;
+mod init;
 mod key;
+mod lock;
+mod mount;
+mod status;
+mod umount;
 
 use clap::{Parser, Subcommand};
 pub use failure::{Exit, Failure};
@@ -26,6 +32,20 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Make a volume: an empty directory whose files a key will encrypt
+    Init(init::Init),
+    /// Mount a volume; comes back when the mount answers
+    Mount(mount::Mount),
+    /// Unmount, and wait until everything is stored
+    Umount(umount::Umount),
+    /// Show how mounts are doing
+    Status(status::StatusCommand),
+    /// Show what a volume is, without its key
+    Info(info::Info),
+    /// Make a mount unreadable until it is unlocked
+    Lock(lock::Lock),
+    /// Make a mount readable again that was locked by hand, if the KMS grants its key
+    Unlock(lock::Unlock),
     /// Run an embedded Key Vault on loopback, to try and to test everything without a cloud
     #[command(subcommand)]
     DevVault(dev_vault::DevVault),
@@ -44,6 +64,13 @@ pub fn run() -> ExitCode {
         }
     };
     let result = match arguments.command {
+        Command::Init(command) => init::run(&command),
+        Command::Mount(command) => mount::run(&command),
+        Command::Umount(command) => umount::run(&command),
+        Command::Status(command) => status::run(&command),
+        Command::Info(command) => info::run(&command),
+        Command::Lock(command) => lock::lock(&command),
+        Command::Unlock(command) => lock::unlock(&command),
         Command::DevVault(command) => dev_vault::run(command),
         Command::Key(command) => key::run(command),
     };

@@ -47,6 +47,8 @@ pub struct Fs {
     envelopes: Envelopes,
     read_only: bool,
     gate: RwLock<Gate>,
+    /// Why the volume drains or is locked; meaningful then only.
+    reason: Mutex<LockReason>,
     draining: AtomicBool,
     nodes: Nodes,
     /// Held shared by whatever uses a path, and alone by whatever changes where paths lead.
@@ -120,7 +122,7 @@ impl Fs {
     /// Passes the gate for an operation that applications start.
     fn enter(&self) -> Result<Entered<'_>> {
         if self.draining.load(Ordering::Acquire) {
-            return Err(Error::Draining);
+            return Err(Error::Locked(*self.reason.lock()));
         }
         self.enter_draining()
     }
@@ -132,6 +134,16 @@ impl Fs {
             Gate::Open(_) => Ok(Entered(gate)),
             Gate::Closed(reason) => Err(Error::Locked(*reason)),
         }
+    }
+
+    /// Why the volume is locked or drains, or was last.
+    pub fn reason(&self) -> LockReason {
+        *self.reason.lock()
+    }
+
+    /// Whether the volume's keys are there.
+    pub fn is_open(&self) -> bool {
+        matches!(&*self.gate.read(), Gate::Open(_))
     }
 
     fn writable(&self) -> Result<()> {

@@ -14,10 +14,13 @@
 
 pub mod cli;
 pub mod crypto;
+pub mod daemon;
 pub mod dev_vault;
+pub mod errno;
 pub mod file;
 pub mod format;
 pub mod fs;
+pub mod fuse;
 pub mod journal;
 pub mod kms;
 pub mod store;

@@ -1,6 +1,9 @@
 //! How a command fails: an exit code that scripts can rely on, a message and a hint for people.
 
 use crate::kms::{KEY_MALFORMED, KEY_REPLACED, KmsError, KmsErrorKind, OPERATION_FORBIDDEN};
+use crate::fs::volume::VolumeError;
+use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// The exit codes. Stable: scripts depend on the numbers.
@@ -35,6 +38,29 @@ pub enum Exit {
     KmsMisconfigured = 12,
     /// The disk is full, or the backing directory cannot be read or written.
     Store = 13,
+}
+
+impl Exit {
+    /// The exit code with this number, [`Exit::Failure`] for an unknown one.
+    pub fn from_code(code: u8) -> Self {
+        let all = [
+            Self::Ok,
+            Self::Failure,
+            Self::Usage,
+            Self::Volume,
+            Self::Mountpoint,
+            Self::FuseMissing,
+            Self::KmsRefused,
+            Self::KmsUnreachable,
+            Self::Credentials,
+            Self::AlreadyMounted,
+            Self::Busy,
+            Self::WrongKey,
+            Self::KmsMisconfigured,
+            Self::Store,
+        ];
+        all.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Self::Failure)
+    }
 }
 
 impl From<Exit> for ExitCode {
@@ -91,5 +117,42 @@ impl From<KmsError> for Failure {
             KmsErrorKind::Credentials => Exit::Credentials,
         };
         Self { exit, message: error.to_string(), hint: error.hint }
+    }
+}
+
+impl Failure {
+    /// What is wrong with the volume in this directory.
+    pub fn of_volume(path: &Path, error: VolumeError) -> Self {
+        let message = format!("{}: {error}", path.display());
+        match error {
+            VolumeError::Missing => Self::new(Exit::Volume, message)
+                .hint(format!("make a volume first: kmsfs init {} --kek KEK", path.display())),
+            VolumeError::NotAVolume => {
+                Self::new(Exit::Volume, message).hint("give the directory that `kmsfs init` made")
+            }
+            VolumeError::Damaged(_) => Self::new(Exit::Volume, message)
+                .hint("restore volume.kmsfs from a backup; nothing else can open the volume's files"),
+            VolumeError::NotEmpty { volume: true } => {
+                Self::new(Exit::Volume, message).hint(format!("kmsfs info {}", path.display()))
+            }
+            VolumeError::NotEmpty { volume: false } => {
+                Self::new(Exit::Volume, message).hint("choose a directory that is empty or does not exist yet")
+            }
+            VolumeError::Io(error) => Self::of_store(path, &error),
+            VolumeError::Kms(error) => error.into(),
+        }
+    }
+
+    /// What the backing directory could not do.
+    pub fn of_store(path: &Path, error: &io::Error) -> Self {
+        let failure = Self::new(Exit::Store, format!("{}: {error}", path.display()));
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                failure.hint("the disk below the volume is full; nothing was changed")
+            }
+            io::ErrorKind::PermissionDenied => failure.hint("run as the user to whom the volume belongs"),
+            io::ErrorKind::ReadOnlyFilesystem => failure.hint("mount with -o ro"),
+            _ => failure,
+        }
     }
 }

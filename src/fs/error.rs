@@ -24,7 +24,7 @@ pub enum Error {
     NeedKey(Need),
     /// The volume is locked.
     Locked(LockReason),
-    /// The volume is about to lock.
+    /// The volume began to lock while the operation was under way.
     Draining,
     /// A key that is not in memory is needed, and the KMS refuses it.
     Refused,

@@ -27,6 +27,7 @@ impl Fs {
             envelopes: Envelopes::default(),
             read_only,
             gate: RwLock::new(Gate::Open(Unlocked::from(volume_key))),
+            reason: Mutex::new(LockReason::Operator),
             draining: AtomicBool::new(false),
             namespace: RwLock::new(()),
             files: Mutex::default(),
@@ -38,7 +39,8 @@ impl Fs {
     }
 
     /// From now on only what finishes what applications did before gets through. Waits for what is under way.
-    pub fn begin_drain(&self) {
+    pub fn begin_drain(&self, reason: LockReason) {
+        *self.reason.lock() = reason;
         self.draining.store(true, Ordering::Release);
         // Whoever passed before has left when this is granted.
         drop(self.gate.write());
@@ -47,6 +49,7 @@ impl Fs {
     /// Closes the gate and wipes every key. Returns how many files have changes that could not be stored; they stay
     /// in memory, sealed, and are stored after the next unlock.
     pub fn close(&self, reason: LockReason) -> usize {
+        *self.reason.lock() = reason;
         let mut gate = self.gate.write();
         *gate = Gate::Closed(reason);
         self.leases.lock();

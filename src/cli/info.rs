@@ -1,0 +1,70 @@
+//! `kmsfs info`: what a volume is, without its key and without the KMS. Nothing of it is authenticated.
+
+use super::{Exit, Failure};
+use crate::format::volume::KekRole;
+use crate::fs::volume::{Holding, Volume};
+use clap::Args;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Shows what a volume is.
+#[derive(Args)]
+pub struct Info {
+    /// The volume's directory
+    volume: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Info) -> Result<(), Failure> {
+    let volume = Volume::open(&arguments.volume).map_err(|error| Failure::of_volume(&arguments.volume, error))?;
+    let record = volume.record();
+    let holder = Holding::current(&arguments.volume)
+        .map_err(|error| Failure::new(Exit::Store, format!("{}: {error}", arguments.volume.display())))?;
+    let role = |role| match role {
+        KekRole::Primary => "primary",
+        KekRole::Recovery => "recovery",
+    };
+    if arguments.json {
+        let keks: Vec<_> = record
+            .keks
+            .iter()
+            .map(|kek| {
+                json!({
+                    "generation": kek.generation.0,
+                    "role": role(kek.role),
+                    "reference": kek.reference,
+                    "id": kek.volume_key.kek.0,
+                })
+            })
+            .collect();
+        let info = json!({
+            "volume_id": record.id.to_string(),
+            "format": 1,
+            "chunk_size": record.chunk_size.bytes(),
+            "files_per_envelope": record.files_per_envelope,
+            "plain_names": record.plain_names,
+            "record_generation": record.generation,
+            "kek_floor": record.kek_floor.0,
+            "epoch_floor": record.epoch_floor.0,
+            "keks": keks,
+            "mounted": holder,
+        });
+        println!("{info:#}");
+        return Ok(());
+    }
+    println!("{:<20} {}", "volume", record.id);
+    println!("{:<20} 1", "format");
+    println!("{:<20} {}", "chunk size", record.chunk_size);
+    println!("{:<20} {}", "files per envelope", record.files_per_envelope);
+    println!("{:<20} {}", "names", if record.plain_names { "plain" } else { "encrypted" });
+    for kek in &record.keks {
+        println!("{:<20} {}", format!("key {} ({})", kek.generation.0, role(kek.role)), kek.volume_key.kek);
+    }
+    match holder {
+        Some(holder) => println!("{:<20} at {} by process {} on {}", "mounted", holder.mountpoint, holder.pid, holder.host),
+        None => println!("{:<20} no", "mounted"),
+    }
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! `kmsfs init`.
+
+use super::Failure;
+use crate::format::ChunkSize;
+use crate::fs::volume::{self, FILES_PER_ENVELOPE, InitOptions};
+use crate::kms::{ConnectOptions, KekRef, connect};
+use clap::Args;
+use std::path::PathBuf;
+
+/// Makes a volume.
+#[derive(Args)]
+pub struct Init {
+    /// The directory to make: empty, or not there yet
+    volume: PathBuf,
+    /// The key: https://NAME.vault.azure.net/keys/KEY[/VERSION], or file:PATH
+    #[arg(long)]
+    kek: String,
+    /// Size of the pieces that are encrypted one by one: a power of two from 4K to 1M
+    #[arg(long, value_name = "SIZE", default_value_t = ChunkSize::DEFAULT)]
+    chunk_size: ChunkSize,
+    /// How many files share a wrapped secret; 1 makes every file's first read a line in the KMS's log
+    #[arg(long, value_name = "N", default_value_t = FILES_PER_ENVELOPE, value_parser = clap::value_parser!(u32).range(1..))]
+    files_per_envelope: u32,
+    /// Do not encrypt names
+    #[arg(long)]
+    plain_names: bool,
+}
+
+pub fn run(arguments: &Init) -> Result<(), Failure> {
+    let kms = connect(&arguments.kek, &ConnectOptions::from_variables(|name| std::env::var(name).ok()))?;
+    // A relative path would mean something else wherever the volume is mounted from.
+    let reference = match arguments.kek.parse::<KekRef>()? {
+        KekRef::File(path) => format!("file:{}", std::path::absolute(&path).unwrap_or(path).display()),
+        other => other.to_string(),
+    };
+    let options = InitOptions {
+        chunk_size: arguments.chunk_size,
+        files_per_envelope: arguments.files_per_envelope,
+        plain_names: arguments.plain_names,
+    };
+    let record = volume::init(&arguments.volume, &reference, &*kms, options)
+        .map_err(|error| Failure::of_volume(&arguments.volume, error))?;
+    println!("made volume {} in {}", record.id, arguments.volume.display());
+    println!("key: {}", record.newest().volume_key.kek);
+    println!("mount it: kmsfs mount {} MOUNTPOINT", arguments.volume.display());
+    Ok(())
+}

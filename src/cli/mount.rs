@@ -1,0 +1,153 @@
+//! `kmsfs mount`: in the foreground, or as a process of its own that reports when the mount answers.
+
+use super::{Exit, Failure};
+use crate::daemon::options::Flags;
+use crate::daemon::{MountOptions, serve};
+use crate::lease::Policy;
+use crate::units::VolumeId;
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Mounts a volume.
+#[derive(Args)]
+pub struct Mount {
+    /// The volume's directory
+    volume: PathBuf,
+    /// An empty directory in which the files appear
+    mountpoint: PathBuf,
+    /// Mount options: ro, allow_other, dev, suid, noexec, noatime, direct_io (keep nothing in the page cache), nonempty
+    #[arg(short = 'o', value_name = "OPT,OPT")]
+    options: Vec<String>,
+    /// How often the KMS is asked whether the key may still be used (at least 1s)
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    revalidate: Duration,
+    /// For how long a KMS that does not answer changes nothing (0s: as soon as it is noticed)
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
+    offline_grace: Duration,
+    /// For how long a lock waits for what was written to be stored
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = humantime::parse_duration)]
+    drain: Duration,
+    /// Refuse any other volume than this one
+    #[arg(long, value_name = "ID")]
+    volume_id: Option<VolumeId>,
+    /// Where the key is now, if not where the volume says: the same key, under another address or path
+    #[arg(long)]
+    kek: Option<String>,
+    /// Stay in the foreground and log to standard error
+    #[arg(long, short = 'f')]
+    foreground: bool,
+    /// Append the log of the background process to this file
+    #[arg(long, value_name = "FILE", conflicts_with = "foreground")]
+    log_file: Option<PathBuf>,
+    /// The background process of `mount`, which reports on standard output
+    #[arg(long, hide = true)]
+    report: bool,
+}
+
+/// What the background process tells the command that started it.
+#[derive(Serialize, Deserialize)]
+enum Report {
+    Ready,
+    Failed { exit: u8, message: String, hint: Option<String> },
+}
+
+pub fn run(arguments: &Mount) -> Result<(), Failure> {
+    let usage = |message: String| Failure::new(Exit::Usage, message);
+    let flags = Flags::parse(arguments.options.iter().map(String::as_str))
+        .map_err(|message| usage(message).hint("kmsfs mount --help"))?;
+    let policy = Policy::new(arguments.revalidate, arguments.offline_grace, arguments.drain).map_err(usage)?;
+    let options = MountOptions {
+        volume: arguments.volume.clone(),
+        mountpoint: arguments.mountpoint.clone(),
+        kek: arguments.kek.clone(),
+        policy,
+        volume_id: arguments.volume_id,
+        flags,
+    };
+    if arguments.report {
+        return in_background(&options);
+    }
+    if arguments.foreground {
+        log();
+        return serve(&options, || tracing::info!("mounted"));
+    }
+    start_background(arguments)
+}
+
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("KMSFS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,kmsfs=info"));
+    // Only fails if there is a log already.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// Starts this program again, and waits for its report.
+fn start_background(arguments: &Mount) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::new(Exit::Failure, format!("the mount's process cannot start: {error}"));
+    let log = match &arguments.log_file {
+        Some(path) => Stdio::from(std::fs::File::options().append(true).create(true).open(path).map_err(|error| {
+            Failure::new(Exit::Usage, format!("the log file {} cannot be opened: {error}", path.display()))
+        })?),
+        None => Stdio::null(),
+    };
+    let mut child = Command::new(std::env::current_exe().map_err(failed)?)
+        .args(std::env::args_os().skip(1))
+        .arg("--report")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .map_err(failed)?;
+    let mut line = String::new();
+    if let Some(output) = child.stdout.take() {
+        BufReader::new(output).read_line(&mut line).map_err(failed)?;
+    }
+    match serde_json::from_str(&line) {
+        Ok(Report::Ready) => Ok(()),
+        Ok(Report::Failed { exit, message, hint }) => {
+            let _ = child.wait();
+            Err(Failure { exit: Exit::from_code(exit), message, hint })
+        }
+        Err(_) => {
+            let status = child.wait().map_err(failed)?;
+            let failure = Failure::new(Exit::Failure, format!("the mount's process ended without a word ({status})"));
+            Err(failure.hint("run it with --foreground to see why"))
+        }
+    }
+}
+
+/// Serves as a process of its own, away from the terminal that started it.
+fn in_background(options: &MountOptions) -> Result<(), Failure> {
+    log();
+    // Fails if it leads a session already, which is as good.
+    let _ = rustix::process::setsid();
+    let mut mounted = false;
+    let result = serve(options, || {
+        mounted = true;
+        report(&Report::Ready);
+        // Whoever reads our output waits for its end.
+        if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdout(&null);
+        }
+        // No directory that somebody may want to unmount is kept busy.
+        let _ = std::env::set_current_dir("/");
+    });
+    if let Err(failure) = &result
+        && !mounted
+    {
+        let (message, hint) = (failure.message.clone(), failure.hint.clone());
+        report(&Report::Failed { exit: failure.exit as u8, message, hint });
+    }
+    result
+}
+
+fn report(report: &Report) {
+    if let Ok(text) = serde_json::to_string(report) {
+        // Nobody may be waiting any more.
+        let _ = writeln!(std::io::stdout(), "{text}");
+    }
+}

@@ -1,0 +1,14 @@
+//! A mount as a process: opening the volume, serving the kernel, locking and unlocking, the control socket, and the
+//! end. Depends on everything below. Failures are those of the command line, as they end up there.
+
+pub mod control;
+mod gatekeeper;
+pub mod mountpoint;
+pub mod options;
+mod process;
+mod serve;
+mod status;
+
+pub use options::MountOptions;
+pub use serve::serve;
+pub use status::Status;

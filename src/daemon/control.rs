@@ -1,0 +1,188 @@
+//! The control socket of a mount: JSON lines, one request and one reply on a connection, which then stays open until
+//! the mount's process ends if the client waits for that. Its place follows from the mountpoint, so that every
+//! command finds it.
+
+use super::Status;
+use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The version of what is spoken.
+const VERSION: u32 = 1;
+/// The longest request, in bytes.
+const MAX_LINE: u64 = 64 * 1024;
+
+/// What a mount is asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// How things stand.
+    Status,
+    /// Lock by the operator's hand.
+    Lock,
+    /// Unlock by the operator's hand.
+    Unlock,
+    /// Which process it is; the connection then shows when it ends.
+    Watch,
+}
+
+/// A request.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Request {
+    version: u32,
+    command: Command,
+}
+
+/// A reply.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// How things stand.
+    Status(Box<Status>),
+    /// It was done.
+    Done,
+    /// It was not done, and why: a kind for the program, words for people.
+    Failed {
+        /// `refused`, `unreachable`, `credentials`, `misconfigured`, `damaged` or `other`.
+        kind: String,
+        /// What happened.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+}
+
+/// The directory of the control sockets of this user's mounts.
+pub fn directory() -> PathBuf {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        return PathBuf::from("/run/kmsfs");
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(directory) if !directory.is_empty() => PathBuf::from(directory).join("kmsfs"),
+        _ => std::env::temp_dir().join(format!("kmsfs-{}", uid.as_raw())),
+    }
+}
+
+/// The control socket of the mount at this absolute path.
+pub fn path(mountpoint: &Path) -> PathBuf {
+    let hash = blake3::hash(mountpoint.as_os_str().as_encoded_bytes());
+    directory().join(format!("{}.sock", &hash.to_hex()[..32]))
+}
+
+/// The socket of a mount that serves; removed when dropped.
+pub struct Socket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Socket {
+    /// Makes the socket of a mount, for its own user only. One that a dead process left behind is replaced.
+    ///
+    /// # Errors
+    /// The system's; also if the directory belongs to somebody else.
+    pub fn bind(mountpoint: &Path) -> io::Result<Self> {
+        let directory = directory();
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        let metadata = std::fs::symlink_metadata(&directory)?;
+        if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
+            return Err(io::Error::other(format!("{} belongs to somebody else", directory.display())));
+        }
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o700))?;
+        let path = path(mountpoint);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => (),
+        }
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self { path, listener })
+    }
+
+    /// Answers requests with `answer`, each on a thread of its own, for as long as the process lives.
+    ///
+    /// # Errors
+    /// If the system has no thread to give.
+    pub fn serve(&self, answer: impl Fn(Command) -> Reply + Send + Sync + 'static) -> io::Result<()> {
+        let listener = self.listener.try_clone()?;
+        let answer = Arc::new(answer);
+        std::thread::Builder::new().name("kmsfs-control".into()).spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let answer = Arc::clone(&answer);
+                // Without a thread the connection is closed, and the client says so.
+                let _ = std::thread::Builder::new().name("kmsfs-control".into()).spawn(move || converse(&stream, &*answer));
+            }
+        })?;
+        Ok(())
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn converse(mut stream: &UnixStream, answer: &dyn Fn(Command) -> Reply) {
+    let mut line = String::new();
+    if BufReader::new(stream.take(MAX_LINE)).read_line(&mut line).is_err() {
+        return;
+    }
+    let failed = |message: String| Reply::Failed { kind: "other".into(), message, hint: None };
+    let reply = match serde_json::from_str::<Request>(&line) {
+        Ok(request) if request.version == VERSION => answer(request.command),
+        Ok(request) => failed(format!("version {} of the protocol is not known", request.version)),
+        Err(error) => failed(format!("not a request: {error}")),
+    };
+    let Ok(mut text) = serde_json::to_string(&reply) else { return };
+    text.push('\n');
+    if stream.write_all(text.as_bytes()).is_ok() {
+        // Until the client leaves, or this process ends, which is what the client waits for.
+        let _ = stream.read(&mut [0]);
+    }
+}
+
+/// A connection to a mount that answered.
+pub struct Connection(UnixStream);
+
+/// Asks the mount at this absolute path.
+///
+/// # Errors
+/// The system's: `NotFound` or `ConnectionRefused` if nothing of ours serves there.
+pub fn ask(mountpoint: &Path, command: Command) -> io::Result<(Reply, Connection)> {
+    ask_socket(&path(mountpoint), command)
+}
+
+/// Asks the mount with this control socket.
+///
+/// # Errors
+/// As for [`ask`].
+pub fn ask_socket(socket: &Path, command: Command) -> io::Result<(Reply, Connection)> {
+    let mut stream = UnixStream::connect(socket)?;
+    let mut text = serde_json::to_string(&Request { version: VERSION, command })?;
+    text.push('\n');
+    stream.write_all(text.as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line)?;
+    Ok((serde_json::from_str(&line)?, Connection(stream)))
+}
+
+impl Connection {
+    /// Waits until the mount's process has ended.
+    ///
+    /// # Errors
+    /// `TimedOut` if it has not within `patience`.
+    pub fn wait_for_end(mut self, patience: Duration) -> io::Result<()> {
+        self.0.set_read_timeout(Some(patience))?;
+        match self.0.read(&mut [0]) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Where a volume appears: what may be there before, what is mounted there, and taking it away.
+
+use crate::cli::{Exit, Failure};
+use rustix::mount::UnmountFlags;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The type by which the mounts of kmsfs are known.
+pub const FS_TYPE: &str = "fuse.kmsfs";
+
+/// A mount as the kernel lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// What type.
+    pub fs_type: String,
+    /// What of.
+    pub source: String,
+}
+
+/// The mounts of this process's namespace, in the order in which they were made.
+///
+/// # Errors
+/// If the kernel does not list them.
+pub fn mounts() -> io::Result<Vec<Mounted>> {
+    Ok(std::fs::read("/proc/self/mountinfo")?.split(|byte| *byte == b'\n').filter_map(parse).collect())
+}
+
+fn parse(line: &[u8]) -> Option<Mounted> {
+    let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+    let separator = fields.iter().position(|field| *field == b"-")?;
+    Some(Mounted {
+        mountpoint: PathBuf::from(OsString::from_vec(unescape(fields.get(4)?))),
+        fs_type: String::from_utf8_lossy(fields.get(separator + 1)?).into_owned(),
+        source: String::from_utf8_lossy(&unescape(fields.get(separator + 2)?)).into_owned(),
+    })
+}
+
+/// The kernel writes blanks and the like as a backslash and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).filter(|_| *first == b'\\');
+        let code = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match code {
+            Some(code) => {
+                out.push(code);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+/// What is mounted at exactly this place, the topmost if several are.
+///
+/// # Errors
+/// If the kernel does not list the mounts.
+pub fn mounted_at(mountpoint: &Path) -> io::Result<Option<Mounted>> {
+    Ok(mounts()?.into_iter().rfind(|mounted| mounted.mountpoint == mountpoint))
+}
+
+/// The absolute path of a mountpoint, without asking the filesystem that is mounted there, which may be dead.
+///
+/// # Errors
+/// [`Exit::Mountpoint`] if it has no parent directory.
+pub fn absolute(mountpoint: &Path) -> Result<PathBuf, Failure> {
+    let missing = |error: io::Error| {
+        Failure::new(Exit::Mountpoint, format!("the mountpoint {} cannot be found: {error}", mountpoint.display()))
+    };
+    let path = std::path::absolute(mountpoint).map_err(missing)?;
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => Ok(parent.canonicalize().map_err(missing)?.join(name)),
+        _ => path.canonicalize().map_err(missing),
+    }
+}
+
+/// Checks that a volume can be mounted there. A mount of ours whose process died is taken away.
+///
+/// # Errors
+/// [`Exit::Mountpoint`], [`Exit::AlreadyMounted`].
+pub fn check(mountpoint: &Path, nonempty: bool) -> Result<(), Failure> {
+    let io_failure = |error: io::Error| Failure::new(Exit::Mountpoint, format!("{}: {error}", mountpoint.display()));
+    if let Some(mounted) = mounted_at(mountpoint).map_err(io_failure)?
+        && mounted.fs_type == FS_TYPE
+    {
+        if !is_dead(mountpoint) {
+            let message = format!("{} is a mount of {} already", mountpoint.display(), mounted.source);
+            let hint = format!("kmsfs umount {}", mountpoint.display());
+            return Err(Failure::new(Exit::AlreadyMounted, message).hint(hint));
+        }
+        detach(mountpoint).map_err(io_failure)?;
+    }
+    let metadata = std::fs::metadata(mountpoint).map_err(|error| {
+        let failure = io_failure(error);
+        failure.hint(format!("make it first: mkdir {}", mountpoint.display()))
+    })?;
+    if !metadata.is_dir() {
+        return Err(Failure::new(Exit::Mountpoint, format!("{} is not a directory", mountpoint.display())));
+    }
+    if !nonempty && std::fs::read_dir(mountpoint).map_err(io_failure)?.next().is_some() {
+        let failure = Failure::new(Exit::Mountpoint, format!("{} is not empty", mountpoint.display()));
+        return Err(failure.hint("what is in it would be hidden; choose another one, or mount with -o nonempty"));
+    }
+    Ok(())
+}
+
+/// Whether the process that served a mount is gone.
+pub fn is_dead(mountpoint: &Path) -> bool {
+    std::fs::metadata(mountpoint).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+}
+
+/// Takes a mount away that nobody uses.
+///
+/// # Errors
+/// `EBUSY` if somebody does.
+pub fn unmount(mountpoint: &Path) -> io::Result<()> {
+    take_away(mountpoint, UnmountFlags::empty(), "-u")
+}
+
+/// Takes a mount out of the tree at once; who uses it still does.
+///
+/// # Errors
+/// The system's.
+pub fn detach(mountpoint: &Path) -> io::Result<()> {
+    take_away(mountpoint, UnmountFlags::DETACH, "-uz")
+}
+
+fn take_away(mountpoint: &Path, flags: UnmountFlags, helper_flag: &str) -> io::Result<()> {
+    match rustix::mount::unmount(mountpoint, flags) {
+        Err(rustix::io::Errno::PERM) => (),
+        other => return Ok(other?),
+    }
+    // An ordinary user takes its own mounts away with the helper of FUSE.
+    let output = Command::new("fusermount3").arg(helper_flag).arg("--").arg(mountpoint).stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(if text.contains("busy") { io::Error::from_raw_os_error(libc::EBUSY) } else { io::Error::other(text) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_parsed_with_their_blanks() {
+        let line = b"36 35 0:31 / /mnt/with\\040blank rw,nosuid shared:1 - fuse.kmsfs /v\\134x rw,user_id=0";
+        let mounted = parse(line).unwrap();
+        assert_eq!(mounted.mountpoint, Path::new("/mnt/with blank"));
+        assert_eq!((mounted.fs_type.as_str(), mounted.source.as_str()), ("fuse.kmsfs", "/v\\x"));
+        assert!(parse(b"").is_none() && parse(b"36 35 - x").is_none());
+    }
+
+    #[test]
+    fn the_root_is_mounted_and_a_missing_mountpoint_is_told() {
+        assert!(mounted_at(Path::new("/")).unwrap().is_some());
+        assert_eq!(check(Path::new("/nowhere/at/all"), false).unwrap_err().exit, Exit::Mountpoint);
+        assert_eq!(check(Path::new("/etc/passwd"), false).unwrap_err().exit, Exit::Mountpoint);
+        assert_eq!(check(Path::new("/etc"), false).unwrap_err().exit, Exit::Mountpoint);
+    }
+}

@@ -1,0 +1,328 @@
+//! From a volume's directory to a mount that answers, and to its end.
+
+use super::control::{Command, Reply, Socket};
+use super::gatekeeper::Gatekeeper;
+use super::{MountOptions, Status, mountpoint, process};
+use crate::cli::{Exit, Failure};
+use crate::crypto::Secret32;
+use crate::file::Context;
+use crate::format::Geometry;
+use crate::fs::Fs;
+use crate::fs::maintain::INTERVAL;
+use crate::fs::volume::{Holder, Holding, Volume};
+use crate::fuse::forget::Forgetter;
+use crate::fuse::{Buffers, Kernel};
+use crate::journal::{LOG_LEN, recovery};
+use crate::kms::{ConnectOptions, Kms};
+use crate::lease::{Canary, Event, Keeper, Leases, LockReason, UnlockError};
+use crate::store::dir::DirStore;
+use parking_lot::{Condvar, Mutex};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How many unwrapped envelopes are kept.
+const LEASES: usize = 4096;
+
+/// Mounts a volume and serves it until it is unmounted. `ready` is called when the mount answers.
+///
+/// # Errors
+/// Everything that keeps it from being mounted, each with its exit code; nothing has changed then, but that what a
+/// crash had left was recovered.
+pub fn serve(options: &MountOptions, ready: impl FnOnce()) -> Result<(), Failure> {
+    process::harden();
+    crate::crypto::cipher::self_test().map_err(|_| {
+        Failure::new(Exit::Failure, "this machine's AES-256-GCM gives wrong answers: nothing is touched")
+    })?;
+    let mountpoint = mountpoint::absolute(&options.mountpoint)?;
+    mountpoint::check(&mountpoint, options.flags.nonempty)?;
+    check_fuse()?;
+    let volume = Volume::open(&options.volume).map_err(|error| Failure::of_volume(&options.volume, error))?;
+    check_identity(options, &volume)?;
+    let holding = hold(options, &volume, &mountpoint)?;
+    let context = recover(options, &volume)?;
+    let (kms, volume_key) = unwrap_volume_key(options, &volume)?;
+    volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?;
+    if !options.flags.read_only
+        && volume.adopt_newest_kek(&*kms, &volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?
+    {
+        tracing::info!("the key was rotated: new files are wrapped by its new version");
+    }
+    let record = volume.record();
+    let canary = Canary::new(record.newest().volume_key.clone(), &volume_key);
+    #[expect(clippy::expect_used, reason = "a constant")]
+    let capacity = NonZeroUsize::new(LEASES).expect("not zero");
+    let leases = Arc::new(Leases::new(kms, record.id, capacity));
+    let store = DirStore::open(&options.volume).map_err(|error| Failure::of_store(&options.volume, &error))?;
+    let read_only = options.flags.read_only;
+    let fs = Fs::new(volume, Arc::new(store), context, Arc::clone(&leases), volume_key, read_only)
+        .map_err(|error| Failure::new(Exit::Store, format!("the volume cannot be read: {error:?}")))?;
+    let fs = Arc::new(fs);
+    if !fs.root_is_whole() {
+        return Err(Failure::new(Exit::Volume, "the volume is damaged: its root directory has no id"));
+    }
+    run(options, &mountpoint, fs, &leases, canary, ready)?;
+    drop(holding);
+    Ok(())
+}
+
+/// Mounts, and serves until the end.
+fn run(
+    options: &MountOptions,
+    mountpoint: &std::path::Path,
+    fs: Arc<Fs>,
+    leases: &Arc<Leases>,
+    canary: Canary,
+    ready: impl FnOnce(),
+) -> Result<(), Failure> {
+    let buffers = Arc::new(Buffers::default());
+    let kernel = Kernel::new(Arc::clone(&fs), Arc::clone(&buffers), options.flags.direct_io);
+    let source = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
+    let session = crate::fuse::mount(kernel, mountpoint, &source, &options.flags)
+        .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
+    let gatekeeper = Gatekeeper {
+        fs: Arc::clone(&fs),
+        buffers,
+        forgetter: Forgetter::new(session.notifier()),
+        mountpoint: mountpoint.to_owned(),
+    };
+    let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
+    let served = std::thread::Builder::new()
+        .name("kmsfs-session".into())
+        .spawn(move || session.run())
+        .map_err(|error| failed("no thread to serve the kernel", &error))?;
+    let keeper = Keeper::start(Arc::clone(leases), Arc::new(gatekeeper), canary, options.policy, tell)
+        .map_err(|error| failed("no thread to ask the KMS", &error))?;
+    let keeper = Arc::new(keeper);
+    let socket = Socket::bind(mountpoint).map_err(|error| failed("the control socket cannot be made", &error));
+    let maintenance = Maintenance::start(&fs);
+    let started = socket.and_then(|socket| {
+        let (fs, keeper) = (Arc::clone(&fs), Arc::clone(&keeper));
+        let (policy, mountpoint) = (options.policy, mountpoint.to_owned());
+        let read_only = options.flags.read_only;
+        socket
+            .serve(move |command| answer(command, &fs, &keeper, |fs, keeper| Status::of(fs, keeper, &policy, &mountpoint, read_only)))
+            .map_err(|error| failed("the control socket cannot be served", &error))?;
+        end_on_signals(options.mountpoint.clone()).map_err(|error| failed("signals cannot be handled", &error))?;
+        // Answered by the session's own threads: from here on everybody gets an answer.
+        std::fs::metadata(&options.mountpoint).map_err(|error| failed("the mount does not answer", &error))?;
+        Ok(socket)
+    });
+    match started {
+        Ok(socket) => {
+            ready();
+            let ended = served.join();
+            maintenance.stop();
+            finish(&fs, &keeper);
+            drop(socket);
+            match ended {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(failed("the kernel could not be served any more", &error)),
+                Err(_) => Err(Failure::new(Exit::Failure, "a thread that served the kernel panicked")),
+            }
+        }
+        Err(failure) => {
+            let _ = mountpoint::detach(mountpoint);
+            let _ = served.join();
+            maintenance.stop();
+            finish(&fs, &keeper);
+            Err(failure)
+        }
+    }
+}
+
+/// Stores what is left and wipes the keys.
+fn finish(fs: &Fs, keeper: &Keeper) {
+    if fs.is_open() {
+        if let Err(error) = fs.shut_down() {
+            tracing::error!("not everything could be committed; the next mount recovers: {error:?}");
+        }
+        fs.close(LockReason::Operator);
+    } else {
+        tracing::warn!("unmounted while locked; the next mount recovers ({:?})", keeper.status().state);
+    }
+}
+
+fn check_fuse() -> Result<(), Failure> {
+    let hint = "apt-get install fuse3, and modprobe fuse";
+    if !std::path::Path::new("/dev/fuse").exists() {
+        return Err(Failure::new(Exit::FuseMissing, "this system has no /dev/fuse").hint(hint));
+    }
+    let helper = || {
+        std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join("fusermount3").exists()))
+    };
+    if !rustix::process::geteuid().is_root() && !helper() {
+        let failure = Failure::new(Exit::FuseMissing, "fusermount3, which mounts for ordinary users, is not installed");
+        return Err(failure.hint(hint));
+    }
+    Ok(())
+}
+
+fn check_identity(options: &MountOptions, volume: &Volume) -> Result<(), Failure> {
+    match options.volume_id {
+        Some(expected) if expected != volume.record().id => {
+            let message = format!("this is volume {}, not {expected}", volume.record().id);
+            Err(Failure::new(Exit::WrongKey, message).hint("somebody may have put another volume in its place"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn hold(options: &MountOptions, volume: &Volume, mountpoint: &std::path::Path) -> Result<Holding, Failure> {
+    let holder = Holder {
+        pid: std::process::id(),
+        mountpoint: mountpoint.display().to_string(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    };
+    match Holding::take(volume.path(), &holder, options.flags.read_only) {
+        Ok(Ok(holding)) => Ok(holding),
+        Ok(Err(other)) => {
+            let who = other.map_or_else(
+                || "by another process".to_owned(),
+                |other| format!("at {} by process {} on {}", other.mountpoint, other.pid, other.host),
+            );
+            let message = format!("{} is mounted already, {who}", options.volume.display());
+            Err(Failure::new(Exit::AlreadyMounted, message).hint("a volume can be mounted once, or several times with -o ro"))
+        }
+        Err(error) => Err(Failure::of_store(&options.volume, &error)),
+    }
+}
+
+/// Opens the journal and replays what a crash has left. Needs no key.
+fn recover(options: &MountOptions, volume: &Volume) -> Result<Arc<Context>, Failure> {
+    let of_store = |error: std::io::Error| Failure::of_store(&options.volume, &error);
+    let (directory, tree) = (volume.journal().map_err(of_store)?, volume.tree().map_err(of_store)?);
+    let (journal, found) = recovery::open(&*directory, &*tree, LOG_LEN).map_err(of_store)?;
+    if found.crashed {
+        tracing::warn!("the volume was not unmounted: {} updates of {} files were replayed", found.updates, found.files);
+    }
+    for at in &found.damaged_at {
+        tracing::error!("the journal is damaged at {at}: changes that were committed there are lost");
+    }
+    let record = volume.record();
+    Ok(Arc::new(Context {
+        volume: record.id,
+        geometry: Geometry::new(record.chunk_size),
+        kek_floor: record.kek_floor,
+        epoch_floor: record.epoch_floor,
+        journal: Arc::new(journal),
+    }))
+}
+
+fn unwrap_volume_key(options: &MountOptions, volume: &Volume) -> Result<(Arc<dyn Kms>, Secret32), Failure> {
+    let record = volume.record();
+    let newest = record.newest();
+    let connect = ConnectOptions {
+        mount: Some(record.id.to_string()),
+        ..ConnectOptions::from_variables(|name| std::env::var(name).ok())
+    };
+    let reference = options.kek.as_deref().unwrap_or(&newest.reference);
+    let kms = crate::kms::connect(reference, &connect)?;
+    let volume_key = kms.unwrap(&newest.volume_key, record.id)?;
+    Ok((kms, volume_key))
+}
+
+fn answer(command: Command, fs: &Fs, keeper: &Keeper, status: impl Fn(&Fs, &Keeper) -> Status) -> Reply {
+    match command {
+        Command::Status => Reply::Status(Box::new(status(fs, keeper))),
+        Command::Watch => Reply::Done,
+        Command::Lock => {
+            keeper.lock();
+            Reply::Done
+        }
+        Command::Unlock => match keeper.unlock() {
+            Ok(()) => Reply::Done,
+            Err(UnlockError::Kms(error)) => {
+                Reply::Failed { kind: error.kind.name().to_owned(), message: error.to_string(), hint: error.hint }
+            }
+            Err(other) => Reply::Failed { kind: "other".into(), message: other.to_string(), hint: None },
+        },
+    }
+}
+
+fn tell(event: Event) {
+    match event {
+        Event::Probed { outcome: Ok(()), took } => tracing::debug!("the KMS granted the key within {took:?}"),
+        Event::Probed { outcome: Err(error), took } => tracing::warn!("the KMS did not grant the key ({took:?}): {error}"),
+        Event::Locking(reason) => tracing::warn!("locking: {reason:?}"),
+        Event::Locked(reason) => tracing::warn!("locked: {reason:?}"),
+        Event::Unlocked => tracing::warn!("unlocked"),
+        Event::UnlockFailed(why) => tracing::error!("the KMS grants the key, but the volume stays locked: {why}"),
+    }
+}
+
+/// On the first signal to end, the mount is taken away if nobody uses it, and else out of the tree.
+fn end_on_signals(mountpoint: std::path::PathBuf) -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
+    std::thread::Builder::new().name("kmsfs-signals".into()).spawn(move || {
+        for _ in signals.forever() {
+            if mountpoint::unmount(&mountpoint).is_err() {
+                tracing::warn!("still in use: the mount ends when nobody uses it any more");
+                let _ = mountpoint::detach(&mountpoint);
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// The thread that commits what changed every few seconds, and makes the next envelope.
+struct Maintenance {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    stopped: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Maintenance {
+    fn start(fs: &Arc<Fs>) -> Self {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let stopped = Arc::new(AtomicBool::new(false));
+        let (fs, shared, flag) = (Arc::clone(fs), Arc::clone(&stop), Arc::clone(&stopped));
+        let thread = std::thread::Builder::new()
+            .name("kmsfs-maintain".into())
+            .spawn(move || Self::run(&fs, &shared, &flag))
+            .inspect_err(|error| tracing::error!("nothing is committed by itself: {error}"))
+            .ok();
+        Self { stop, stopped, thread }
+    }
+
+    fn run(fs: &Fs, shared: &(Mutex<bool>, Condvar), stopped: &AtomicBool) {
+        let mut swept = !fs.wants_sweep();
+        loop {
+            if fs.wants_envelope()
+                && let Err(error) = fs.fetch(&crate::fs::Need::Envelope)
+            {
+                tracing::warn!("no new envelope: {error:?}");
+            }
+            if !swept && fs.is_open() {
+                match fs.sweep(stopped) {
+                    Ok(()) => swept = true,
+                    Err(error) => tracing::info!("not all files could be looked at yet: {error:?}"),
+                }
+            }
+            let mut stop = shared.0.lock();
+            if !*stop {
+                shared.1.wait_for(&mut stop, if swept { INTERVAL } else { Duration::from_secs(1) });
+            }
+            if *stop {
+                return;
+            }
+            drop(stop);
+            if fs.is_open()
+                && let Err(error) = fs.commit_all()
+            {
+                tracing::error!("what changed could not be committed and is tried again: {error:?}");
+            }
+        }
+    }
+
+    fn stop(mut self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        *self.stop.0.lock() = true;
+        self.stop.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

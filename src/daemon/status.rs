@@ -1,0 +1,100 @@
+//! What a mount says of itself.
+
+use crate::fs::Fs;
+use crate::lease::{BootTime, Keeper, LeaseStats, LockReason, Policy, State};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// The state of a mount, as `kmsfs status --json` prints it. Stable: scripts depend on the names.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// `unlocked`, `draining` or `locked`.
+    pub state: String,
+    /// `revoked`, `unreachable` or `operator`, unless unlocked.
+    pub reason: Option<String>,
+    /// For how long it has been so, in seconds.
+    pub since_s: f64,
+    /// The KEK with its version.
+    pub kek: String,
+    /// For how much longer keys may be used without another answer of the KMS, in seconds.
+    pub lease_remaining_s: f64,
+    /// How long ago the KMS last granted the key, in seconds.
+    pub last_granted_s: f64,
+    /// What was wrong with the last answer of the KMS.
+    pub last_error: Option<String>,
+    /// The volume's directory.
+    pub volume: PathBuf,
+    /// The volume's id.
+    pub volume_id: String,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// The process that serves it.
+    pub pid: u32,
+    /// Nothing can be changed.
+    pub read_only: bool,
+    /// A crash was recovered, and not every file has been looked at since.
+    pub recovering: bool,
+    /// Inodes that the kernel knows.
+    pub inodes: usize,
+    /// Files that are open, or wait to be committed.
+    pub open_files: usize,
+    /// Bytes that applications read, without what came from the page cache.
+    pub bytes_read: u64,
+    /// Bytes that applications wrote.
+    pub bytes_written: u64,
+    /// Damage that was found.
+    pub damaged: u64,
+    /// Files whose last changes could not be stored before a lock.
+    pub uncommitted_at_lock: u64,
+    /// Calls to the KMS and what came of them.
+    pub kms: serde_json::Value,
+}
+
+impl Status {
+    /// The state of a mount now.
+    pub fn of(fs: &Fs, keeper: &Keeper, policy: &Policy, mountpoint: &std::path::Path, read_only: bool) -> Self {
+        let lease = keeper.status();
+        let now = BootTime::now();
+        let ago = |then: BootTime| now.0.saturating_sub(then.0).as_secs_f64();
+        let (state, reason) = match lease.state {
+            State::Unlocked => ("unlocked", None),
+            State::Draining(reason) => ("draining", Some(reason)),
+            State::Locked(reason) => ("locked", Some(reason)),
+        };
+        let unlocked = matches!(lease.state, State::Unlocked);
+        let bound = (policy.revalidate() + policy.offline_grace()).as_secs_f64();
+        let stats: LeaseStats = fs.leases().stats();
+        Self {
+            state: state.to_owned(),
+            reason: reason.map(|reason| name(reason).to_owned()),
+            since_s: ago(lease.since),
+            kek: fs.volume().record().newest().volume_key.kek.to_string(),
+            lease_remaining_s: if unlocked { (bound - ago(lease.last_success)).max(0.0) } else { 0.0 },
+            last_granted_s: ago(lease.last_success),
+            last_error: lease.last_error.map(|error| error.to_string()),
+            volume: fs.volume().path().to_owned(),
+            volume_id: fs.volume().record().id.to_string(),
+            mountpoint: mountpoint.to_owned(),
+            pid: std::process::id(),
+            read_only,
+            recovering: fs.wants_sweep(),
+            inodes: fs.known_inodes(),
+            open_files: fs.open_files(),
+            bytes_read: fs.counters.read.load(Relaxed),
+            bytes_written: fs.counters.written.load(Relaxed),
+            damaged: fs.counters.damaged.load(Relaxed),
+            uncommitted_at_lock: fs.counters.lost.load(Relaxed),
+            kms: serde_json::to_value(stats).unwrap_or_default(),
+        }
+    }
+}
+
+/// The word for a reason.
+fn name(reason: LockReason) -> &'static str {
+    match reason {
+        LockReason::Revoked => "revoked",
+        LockReason::Unreachable => "unreachable",
+        LockReason::Operator => "operator",
+    }
+}

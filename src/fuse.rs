@@ -1,0 +1,557 @@
+//! The kernel's requests: decode, one call, reply. The only place that names `fuser`. What needs a key that is not in
+//! memory is handed, with its reply, to a thread that may wait for the KMS ([`workers`]); the threads that serve the
+//! kernel never do.
+
+mod buffers;
+mod convert;
+pub mod forget;
+mod workers;
+
+use crate::daemon::options::Flags;
+use crate::errno;
+use crate::fs::data::Allocate;
+use crate::fs::{Changes, Creator, Error, Fs, Result};
+use crate::store::{RenameMode, Seek, SetXattr};
+use crate::units::PlainOffset;
+pub use buffers::Buffers;
+use convert::{attr_of, kind_of, set_time_of};
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use workers::Workers;
+
+/// For how long the kernel may rely on names and attributes. The volume is held by one mount alone, so nobody else
+/// changes them; a lock invalidates them one by one.
+const TTL: Duration = Duration::from_secs(3600);
+/// The largest request, in bytes: the kernel's own limit.
+const MAX_REQUEST: u32 = 1 << 20;
+/// More threads than this only wait for each other.
+const MAX_THREADS: usize = 16;
+/// How many read-ahead and write-back requests may be under way.
+const MAX_BACKGROUND: u16 = 64;
+
+/// What the kernel talks to.
+pub struct Kernel {
+    fs: Arc<Fs>,
+    buffers: Arc<Buffers>,
+    workers: Workers,
+    /// Nothing of a file's content is kept in the page cache.
+    direct_io: bool,
+}
+
+impl Kernel {
+    /// Serves a mounted volume. `buffers` hold the plaintext on its way to the kernel.
+    pub fn new(fs: Arc<Fs>, buffers: Arc<Buffers>, direct_io: bool) -> Self {
+        Self { workers: Workers::new(Arc::clone(&fs)), fs, buffers, direct_io }
+    }
+
+    fn number(&self, error: &Error) -> Errno {
+        Errno::from_i32(errno::of(error, self.fs.reason()))
+    }
+
+    /// Gives the result of an operation to `reply`; if a key is missing, once `again` was called with it there.
+    fn finish<T: 'static>(
+        &self,
+        result: Result<T>,
+        again: impl Fn(&Fs) -> Result<T> + Send + 'static,
+        reply: impl FnOnce(std::result::Result<T, Errno>) + Send + 'static,
+    ) {
+        match result {
+            Err(Error::NeedKey(need)) => {
+                self.workers.retry(need, again, move |fs, result| {
+                    reply(result.map_err(|error| Errno::from_i32(errno::of(&error, fs.reason()))));
+                });
+            }
+            other => reply(other.map_err(|error| self.number(&error))),
+        }
+    }
+
+    fn creator(request: &Request, mode: u32, umask: u32) -> Creator {
+        Creator { uid: request.uid(), gid: request.gid(), permissions: mode & 0o7777, umask }
+    }
+
+    fn open_flags(&self) -> FopenFlags {
+        let flags = FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+        flags | if self.direct_io { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::FOPEN_KEEP_CACHE }
+    }
+
+    fn reply_entry(&self, result: Result<crate::fs::Entry>, reply: ReplyEntry) {
+        match result {
+            Ok(entry) => reply.entry(&TTL, &attr_of(&entry), Generation(entry.generation)),
+            Err(error) => reply.error(self.number(&error)),
+        }
+    }
+
+    fn reply_empty(&self, result: Result<()>, reply: ReplyEmpty) {
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.number(&error)),
+        }
+    }
+}
+
+/// Mounts and shakes hands with the kernel. Threads serve it once the session runs.
+///
+/// # Errors
+/// The system's.
+pub fn mount(kernel: Kernel, mountpoint: &Path, source: &Path, flags: &Flags) -> std::io::Result<fuser::Session<Kernel>> {
+    let mut config = fuser::Config::default();
+    let choose = |set: bool, yes, no| if set { yes } else { no };
+    config.mount_options = vec![
+        // A comma would end the option, in whatever way it is passed on.
+        MountOption::FSName(source.display().to_string().replace(',', "_")),
+        MountOption::Subtype("kmsfs".into()),
+        MountOption::DefaultPermissions,
+        choose(flags.read_only, MountOption::RO, MountOption::RW),
+        choose(flags.dev, MountOption::Dev, MountOption::NoDev),
+        choose(flags.suid, MountOption::Suid, MountOption::NoSuid),
+        choose(flags.no_exec, MountOption::NoExec, MountOption::Exec),
+    ];
+    if flags.no_atime {
+        config.mount_options.push(MountOption::NoAtime);
+    }
+    config.acl = if flags.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    config.n_threads = Some(cores.clamp(2, MAX_THREADS));
+    config.clone_fd = true;
+    fuser::Session::new(kernel, mountpoint, &config)
+}
+
+fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+    if size == 0 {
+        reply.size(value.len() as u32);
+    } else if value.len() > size as usize {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.data(value);
+    }
+}
+
+impl fuser::Filesystem for Kernel {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+        ];
+        for flag in wanted {
+            // Each makes something faster or more complete; an older kernel does without.
+            let _ = config.add_capabilities(flag);
+        }
+        if !self.direct_io {
+            let _ = config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE);
+        }
+        let _ = config.set_max_write(MAX_REQUEST);
+        let _ = config.set_max_readahead(MAX_REQUEST);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.reply_entry(self.fs.lookup(parent.0, name.as_bytes()), reply);
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
+        self.fs.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        match self.fs.attributes(ino.0) {
+            Ok(entry) => reply.attr(&TTL, &attr_of(&entry)),
+            Err(error) => reply.error(self.number(&error)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes = Changes {
+            permissions: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            len: size.map(PlainOffset),
+            atime: atime.map(set_time_of),
+            mtime: mtime.map(set_time_of),
+        };
+        let act = move |fs: &Fs| fs.change(ino.0, &changes);
+        self.finish(act(&self.fs), act, move |result| match result {
+            Ok(entry) => reply.attr(&TTL, &attr_of(&entry)),
+            Err(number) => reply.error(number),
+        });
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.fs.read_symlink(ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(self.number(&error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = kind_of(mode) else { return reply.error(Errno::EINVAL) };
+        let creator = Self::creator(request, mode, umask);
+        let name = name.as_bytes().to_vec();
+        let act = move |fs: &Fs| fs.make_node(parent.0, &name, kind, rdev.into(), creator);
+        self.finish(act(&self.fs), act, move |result| match result {
+            Ok(entry) => reply.entry(&TTL, &attr_of(&entry), Generation(entry.generation)),
+            Err(number) => reply.error(number),
+        });
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let creator = Self::creator(request, mode, umask);
+        self.reply_entry(self.fs.make_directory(parent.0, name.as_bytes(), creator), reply);
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.reply_empty(self.fs.unlink(parent.0, name.as_bytes()), reply);
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.reply_empty(self.fs.remove_directory(parent.0, name.as_bytes()), reply);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let creator = Self::creator(request, 0o777, 0);
+        let target = target.as_os_str().as_bytes();
+        self.reply_entry(self.fs.make_symlink(parent.0, name.as_bytes(), target, creator), reply);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        to_parent: INodeNo,
+        to_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags.bits() {
+            0 => RenameMode::Replace,
+            libc::RENAME_NOREPLACE => RenameMode::NoReplace,
+            libc::RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let result = self.fs.rename(parent.0, name.as_bytes(), to_parent.0, to_name.as_bytes(), mode);
+        self.reply_empty(result, reply);
+    }
+
+    fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.reply_entry(self.fs.link(ino.0, parent.0, name.as_bytes()), reply);
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let truncate = flags.0 & libc::O_TRUNC != 0;
+        let open_flags = self.open_flags();
+        let act = move |fs: &Fs| fs.open(ino.0, truncate);
+        self.finish(act(&self.fs), act, move |result| match result {
+            Ok(handle) => reply.opened(FileHandle(handle), open_flags),
+            Err(number) => reply.error(number),
+        });
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let creator = Self::creator(request, mode, umask);
+        let open_flags = self.open_flags();
+        let name = name.as_bytes().to_vec();
+        let act = move |fs: &Fs| fs.create(parent.0, &name, creator);
+        self.finish(act(&self.fs), act, move |result| match result {
+            Ok((entry, handle)) => {
+                let generation = Generation(entry.generation);
+                reply.created(&TTL, &attr_of(&entry), generation, FileHandle(handle), open_flags);
+            }
+            Err(number) => reply.error(number),
+        });
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let buffers = Arc::clone(&self.buffers);
+        let act = move |fs: &Fs| {
+            let mut buffer = buffers.take();
+            fs.read(handle.0, PlainOffset(offset), size as usize, buffer.bytes()).map(|()| buffer)
+        };
+        self.finish(act(&self.fs), act, move |result| match result {
+            Ok(mut buffer) => reply.data(buffer.bytes()),
+            Err(number) => reply.error(number),
+        });
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let held_back = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let offset = PlainOffset(offset);
+        match self.fs.write(handle.0, offset, data, held_back) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(Error::NeedKey(need)) => {
+                // The request's buffer is gone when this returns.
+                let data = zeroize::Zeroizing::new(data.to_vec());
+                let act = move |fs: &Fs| fs.write(handle.0, offset, &data, held_back).map(|()| data.len() as u32);
+                self.finish(Err(Error::NeedKey(need)), act, move |result| match result {
+                    Ok(written) => reply.written(written),
+                    Err(number) => reply.error(number),
+                });
+            }
+            Err(error) => reply.error(self.number(&error)),
+        }
+    }
+
+    fn flush(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        self.reply_empty(self.fs.flush(handle.0), reply);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.release(handle.0);
+        reply.ok();
+    }
+
+    fn fsync(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let act = move |fs: &Fs| fs.sync(handle.0, datasync);
+        self.finish(act(&self.fs), act, move |result| match result {
+            Ok(()) => reply.ok(),
+            Err(number) => reply.error(number),
+        });
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.fs.open_directory(ino.0) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(error) => reply.error(self.number(&error)),
+        }
+    }
+
+    fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let result = self.fs.list(handle.0, offset, false, |listed| {
+            !reply.add(INodeNo(listed.ino), listed.next, convert::file_type(listed.kind), OsStr::from_bytes(&listed.name))
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.number(&error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let result = self.fs.list(handle.0, offset, true, |listed| {
+            let (attr, generation) = match &listed.entry {
+                Some(entry) => (attr_of(entry), entry.generation),
+                // `.` and `..` are not looked up: the kernel takes nothing but their number.
+                None => (convert::attr_of_dot(listed.ino), 0),
+            };
+            let name = OsStr::from_bytes(&listed.name);
+            !reply.add(INodeNo(listed.ino), listed.next, name, &TTL, &attr, Generation(generation))
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.number(&error)),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.release_directory(handle.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.reply_empty(self.fs.sync_directory(ino.0), reply);
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match self.fs.space() {
+            Ok(space) => reply.statfs(
+                space.blocks,
+                space.free,
+                space.available,
+                space.files,
+                space.files_free,
+                space.fragment,
+                crate::crypto::names::NAME_MAX as u32,
+                space.fragment,
+            ),
+            Err(error) => reply.error(self.number(&error)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let how = match flags {
+            0 => SetXattr::Any,
+            libc::XATTR_CREATE => SetXattr::Create,
+            libc::XATTR_REPLACE => SetXattr::Replace,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        self.reply_empty(self.fs.set_xattr(ino.0, name.as_bytes(), value, how), reply);
+    }
+
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match self.fs.xattr(ino.0, name.as_bytes()) {
+            Ok(Some(value)) => reply_xattr(&value, size, reply),
+            Ok(None) => reply.error(Errno::NO_XATTR),
+            Err(error) => reply.error(self.number(&error)),
+        }
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        match self.fs.xattr_names(ino.0) {
+            Ok(names) => {
+                let list: Vec<u8> = names.into_iter().flat_map(|name| [name, vec![0]].concat()).collect();
+                reply_xattr(&list, size, reply);
+            }
+            Err(error) => reply.error(self.number(&error)),
+        }
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.reply_empty(self.fs.remove_xattr(ino.0, name.as_bytes()), reply);
+    }
+
+    fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // `default_permissions`: the kernel has checked.
+        reply.ok();
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        let how = match mode {
+            0 => Allocate::Extend,
+            libc::FALLOC_FL_KEEP_SIZE => Allocate::Keep,
+            PUNCH => Allocate::Punch,
+            libc::FALLOC_FL_ZERO_RANGE => Allocate::Zero,
+            ZERO_KEEP => Allocate::ZeroKeep,
+            _ => return reply.error(Errno::EOPNOTSUPP),
+        };
+        let act = move |fs: &Fs| fs.allocate(handle.0, PlainOffset(offset), length, how);
+        self.finish(act(&self.fs), act, move |result| match result {
+            Ok(()) => reply.ok(),
+            Err(number) => reply.error(number),
+        });
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let what = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let act = move |fs: &Fs| fs.seek(handle.0, PlainOffset(offset), what);
+        self.finish(act(&self.fs), act, move |result| match result {
+            Ok(found) => reply.offset(found.0 as i64),
+            Err(number) => reply.error(number),
+        });
+    }
+}

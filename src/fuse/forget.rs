@@ -1,0 +1,30 @@
+//! Making the kernel forget what it knows of a mount. Only for a thread that serves no request and holds no lock: the
+//! kernel writes dirty pages out before it forgets them.
+
+use fuser::{INodeNo, Notifier};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+/// An inode, and the directories and names by which the kernel knows it.
+pub type Known = (u64, Vec<(u64, Vec<u8>)>);
+
+/// Tells the kernel to forget.
+pub struct Forgetter(Notifier);
+
+impl Forgetter {
+    /// Speaks to the kernel through this.
+    pub fn new(notifier: Notifier) -> Self {
+        Self(notifier)
+    }
+
+    /// Makes the kernel forget the pages, attributes and names of these inodes.
+    pub fn forget(&self, known: &[Known]) {
+        for (ino, _) in known {
+            // An error says that the kernel does not know it any more.
+            let _ = self.0.inval_inode(INodeNo(*ino), 0, 0);
+        }
+        for (parent, name) in known.iter().flat_map(|(_, places)| places) {
+            let _ = self.0.inval_entry(INodeNo(*parent), OsStr::from_bytes(name));
+        }
+    }
+}
