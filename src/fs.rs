@@ -30,8 +30,9 @@ pub use directory::Listed;
 pub use envelopes::Envelopes;
 pub use error::{Error, Need, Result};
 use keyring::Unlocked;
-pub use nodes::ROOT;
+pub use locking::Known;
 use nodes::Nodes;
+pub use nodes::ROOT;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -80,7 +81,7 @@ pub struct Counters {
 
 /// Whether the volume's keys are there.
 enum Gate {
-    Open(Unlocked),
+    Open(Box<Unlocked>),
     Closed(LockReason),
 }
 

@@ -4,6 +4,7 @@
 
 mod buffers;
 mod convert;
+mod direct;
 pub mod forget;
 mod workers;
 
@@ -17,8 +18,9 @@ pub use buffers::Buffers;
 use convert::{attr_of, kind_of, set_time_of};
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+    MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow,
+    WriteFlags,
 };
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -101,7 +103,12 @@ impl Kernel {
 ///
 /// # Errors
 /// The system's.
-pub fn mount(kernel: Kernel, mountpoint: &Path, source: &Path, flags: &Flags) -> std::io::Result<fuser::Session<Kernel>> {
+pub fn mount(
+    kernel: Kernel,
+    mountpoint: &Path,
+    source: &Path,
+    flags: &Flags,
+) -> std::io::Result<fuser::Session<Kernel>> {
     let mut config = fuser::Config::default();
     let choose = |set: bool, yes, no| if set { yes } else { no };
     config.mount_options = vec![
@@ -121,6 +128,12 @@ pub fn mount(kernel: Kernel, mountpoint: &Path, source: &Path, flags: &Flags) ->
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     config.n_threads = Some(cores.clamp(2, MAX_THREADS));
     config.clone_fd = true;
+    if rustix::process::geteuid().is_root() {
+        let device = direct::mount(mountpoint, &source.display().to_string(), flags)?;
+        return fuser::Session::from_fd(kernel, device, config.acl, config).inspect_err(|_| {
+            let _ = rustix::mount::unmount(mountpoint, rustix::mount::UnmountFlags::DETACH);
+        });
+    }
     fuser::Session::new(kernel, mountpoint, &config)
 }
 
@@ -397,7 +410,12 @@ impl fuser::Filesystem for Kernel {
 
     fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let result = self.fs.list(handle.0, offset, false, |listed| {
-            !reply.add(INodeNo(listed.ino), listed.next, convert::file_type(listed.kind), OsStr::from_bytes(&listed.name))
+            !reply.add(
+                INodeNo(listed.ino),
+                listed.next,
+                convert::file_type(listed.kind),
+                OsStr::from_bytes(&listed.name),
+            )
         });
         match result {
             Ok(()) => reply.ok(),
@@ -428,14 +446,7 @@ impl fuser::Filesystem for Kernel {
         }
     }
 
-    fn releasedir(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         self.fs.release_directory(handle.0);
         reply.ok();
     }

@@ -219,7 +219,9 @@ impl Journal {
         inner.logs[active].position += buffer.len() as u64;
         let upto = inner.appended;
         inner.writing = true;
-        let result = MutexGuard::unlocked(inner, || file.write_at(&buffer, StoredOffset(position)).and_then(|()| file.sync(true)));
+        let result = MutexGuard::unlocked(inner, || {
+            file.write_at(&buffer, StoredOffset(position)).and_then(|()| file.sync(true))
+        });
         inner.writing = false;
         self.progress.notify_all();
         match result {
@@ -296,10 +298,7 @@ impl Journal {
         });
         inner.cleaning = false;
         self.progress.notify_all();
-        result.map_err(|error| {
-            inner.logs[which].touched.extend(touched);
-            error
-        })
+        result.inspect_err(|_| inner.logs[which].touched.extend(touched))
     }
 }
 
@@ -310,11 +309,7 @@ impl Inner {
 
     fn place(&self) -> record::Place {
         let log = &self.logs[self.active];
-        record::Place {
-            sequence: log.sequence,
-            position: log.position + self.buffer.len() as u64,
-            synced: log.synced,
-        }
+        record::Place { sequence: log.sequence, position: log.position + self.buffer.len() as u64, synced: log.synced }
     }
 
     fn finish_append(&mut self, len: usize) -> Lsn {

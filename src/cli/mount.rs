@@ -87,7 +87,8 @@ fn log() {
 
 /// Starts this program again, and waits for its report.
 fn start_background(arguments: &Mount) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| Failure::new(Exit::Failure, format!("the mount's process cannot start: {error}"));
+    let failed =
+        |error: std::io::Error| Failure::new(Exit::Failure, format!("the mount's process cannot start: {error}"));
     let log = match &arguments.log_file {
         Some(path) => Stdio::from(std::fs::File::options().append(true).create(true).open(path).map_err(|error| {
             Failure::new(Exit::Usage, format!("the log file {} cannot be opened: {error}", path.display()))

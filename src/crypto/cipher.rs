@@ -145,11 +145,7 @@ impl ValueCipher {
         sealed.extend_from_slice(value);
         #[expect(clippy::expect_used, reason = "GCM's limit is 64 GiB")]
         let tag = gcm(&self.0, &prefix)
-            .seal_in_place_separate_tag(
-                Nonce::assume_unique_for_key(suffix),
-                Aad::from(aad),
-                &mut sealed[NONCE_LEN..],
-            )
+            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(suffix), Aad::from(aad), &mut sealed[NONCE_LEN..])
             .expect("a value is far shorter than GCM's limit");
         sealed.extend_from_slice(tag.as_ref());
         sealed

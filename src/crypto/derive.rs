@@ -23,13 +23,7 @@ pub struct Dek(Secret32);
 impl Dek {
     /// Derives a file's DEK. The volume key is part of it so that a secret that somebody else wrapped with the
     /// public half of the KEK leads nowhere.
-    pub fn derive(
-        envelope: &Secret32,
-        volume_key: &Secret32,
-        volume: VolumeId,
-        file: FileId,
-        epoch: Epoch,
-    ) -> Self {
+    pub fn derive(envelope: &Secret32, volume_key: &Secret32, volume: VolumeId, file: FileId, epoch: Epoch) -> Self {
         Self(derive(FILE_DEK, &[envelope.expose(), volume_key.expose(), &volume.0, &file.0, &epoch.0.to_le_bytes()]))
     }
 }

@@ -67,8 +67,7 @@ mod tests {
             let subkey = root.subkey(nonce[..12].try_into().unwrap());
             let gcm = aes_gcm::Aes256Gcm::new((&*subkey).into());
             let gcm_nonce: [u8; 12] = nonce[12..].try_into().unwrap();
-            let sealed =
-                gcm.encrypt(&gcm_nonce.into(), Payload { msg: b"XAES-256-GCM", aad: aad.as_bytes() }).unwrap();
+            let sealed = gcm.encrypt(&gcm_nonce.into(), Payload { msg: b"XAES-256-GCM", aad: aad.as_bytes() }).unwrap();
             assert_eq!(data_encoding::HEXLOWER.encode(&sealed), expected);
         }
     }

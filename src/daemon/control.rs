@@ -114,7 +114,8 @@ impl Socket {
             for stream in listener.incoming().flatten() {
                 let answer = Arc::clone(&answer);
                 // Without a thread the connection is closed, and the client says so.
-                let _ = std::thread::Builder::new().name("kmsfs-control".into()).spawn(move || converse(&stream, &*answer));
+                let _ =
+                    std::thread::Builder::new().name("kmsfs-control".into()).spawn(move || converse(&stream, &*answer));
             }
         })?;
         Ok(())

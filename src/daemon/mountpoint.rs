@@ -1,6 +1,6 @@
 //! Where a volume appears: what may be there before, what is mounted there, and taking it away.
 
-use crate::cli::{Exit, Failure};
+use crate::failure::{Exit, Failure};
 use rustix::mount::UnmountFlags;
 use std::ffi::OsString;
 use std::io;
@@ -141,7 +141,8 @@ fn take_away(mountpoint: &Path, flags: UnmountFlags, helper_flag: &str) -> io::R
         other => return Ok(other?),
     }
     // An ordinary user takes its own mounts away with the helper of FUSE.
-    let output = Command::new("fusermount3").arg(helper_flag).arg("--").arg(mountpoint).stdin(Stdio::null()).output()?;
+    let output =
+        Command::new("fusermount3").arg(helper_flag).arg("--").arg(mountpoint).stdin(Stdio::null()).output()?;
     if output.status.success() {
         return Ok(());
     }

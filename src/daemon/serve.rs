@@ -1,10 +1,10 @@
 //! From a volume's directory to a mount that answers, and to its end.
 
 use super::control::{Command, Reply, Socket};
-use super::gatekeeper::Gatekeeper;
+use super::gatekeeper::{Gatekeeper, Parts};
 use super::{MountOptions, Status, mountpoint, process};
-use crate::cli::{Exit, Failure};
 use crate::crypto::Secret32;
+use crate::failure::{Exit, Failure};
 use crate::file::Context;
 use crate::format::Geometry;
 use crate::fs::Fs;
@@ -81,12 +81,12 @@ fn run(
     let source = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
     let session = crate::fuse::mount(kernel, mountpoint, &source, &options.flags)
         .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
-    let gatekeeper = Gatekeeper {
+    let gatekeeper = Gatekeeper(Arc::new(Parts {
         fs: Arc::clone(&fs),
         buffers,
         forgetter: Forgetter::new(session.notifier()),
         mountpoint: mountpoint.to_owned(),
-    };
+    }));
     let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
     let served = std::thread::Builder::new()
         .name("kmsfs-session".into())
@@ -102,7 +102,9 @@ fn run(
         let (policy, mountpoint) = (options.policy, mountpoint.to_owned());
         let read_only = options.flags.read_only;
         socket
-            .serve(move |command| answer(command, &fs, &keeper, |fs, keeper| Status::of(fs, keeper, &policy, &mountpoint, read_only)))
+            .serve(move |command| {
+                answer(command, &fs, &keeper, |fs, keeper| Status::of(fs, keeper, &policy, &mountpoint, read_only))
+            })
             .map_err(|error| failed("the control socket cannot be served", &error))?;
         end_on_signals(options.mountpoint.clone()).map_err(|error| failed("signals cannot be handled", &error))?;
         // Answered by the session's own threads: from here on everybody gets an answer.
@@ -184,7 +186,8 @@ fn hold(options: &MountOptions, volume: &Volume, mountpoint: &std::path::Path) -
                 |other| format!("at {} by process {} on {}", other.mountpoint, other.pid, other.host),
             );
             let message = format!("{} is mounted already, {who}", options.volume.display());
-            Err(Failure::new(Exit::AlreadyMounted, message).hint("a volume can be mounted once, or several times with -o ro"))
+            Err(Failure::new(Exit::AlreadyMounted, message)
+                .hint("a volume can be mounted once, or several times with -o ro"))
         }
         Err(error) => Err(Failure::of_store(&options.volume, &error)),
     }
@@ -196,7 +199,11 @@ fn recover(options: &MountOptions, volume: &Volume) -> Result<Arc<Context>, Fail
     let (directory, tree) = (volume.journal().map_err(of_store)?, volume.tree().map_err(of_store)?);
     let (journal, found) = recovery::open(&*directory, &*tree, LOG_LEN).map_err(of_store)?;
     if found.crashed {
-        tracing::warn!("the volume was not unmounted: {} updates of {} files were replayed", found.updates, found.files);
+        tracing::warn!(
+            "the volume was not unmounted: {} updates of {} files were replayed",
+            found.updates,
+            found.files
+        );
     }
     for at in &found.damaged_at {
         tracing::error!("the journal is damaged at {at}: changes that were committed there are lost");
@@ -245,7 +252,9 @@ fn answer(command: Command, fs: &Fs, keeper: &Keeper, status: impl Fn(&Fs, &Keep
 fn tell(event: Event) {
     match event {
         Event::Probed { outcome: Ok(()), took } => tracing::debug!("the KMS granted the key within {took:?}"),
-        Event::Probed { outcome: Err(error), took } => tracing::warn!("the KMS did not grant the key ({took:?}): {error}"),
+        Event::Probed { outcome: Err(error), took } => {
+            tracing::warn!("the KMS did not grant the key ({took:?}): {error}")
+        }
         Event::Locking(reason) => tracing::warn!("locking: {reason:?}"),
         Event::Locked(reason) => tracing::warn!("locked: {reason:?}"),
         Event::Unlocked => tracing::warn!("unlocked"),

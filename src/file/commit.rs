@@ -26,7 +26,7 @@ const FIELDS: std::ops::Range<usize> = 0..128;
 const MAC: std::ops::Range<usize> = 1504..1536;
 const ENTRIES_AT: usize = 1536;
 
-/// A snapshot of what changed, on its way to the disk. To be finished with [`File::finish`].
+/// A snapshot of what changed, on its way to the disk. To be finished with [`Batched::finish`].
 #[must_use = "an unfinished commit loses what it took"]
 pub struct Prepared {
     update: Update,
@@ -121,7 +121,7 @@ impl File {
     }
 
     /// The first half of a commit, for many files at once: the caller makes everything in place durable next
-    /// (`sync_all` of the store), and then calls [`finish`](Self::finish). `None` if there is nothing to finish.
+    /// (`sync_all` of the store), and then calls [`Batched::finish`]. `None` if there is nothing to finish.
     ///
     /// # Errors
     /// The store's; then nothing has changed.
@@ -197,7 +197,9 @@ impl File {
     fn tag_writes(&self, state: &State, page: &[u8; PAGE], writes: &mut Vec<(StoredOffset, Arc<[u8]>)>) {
         let geometry = self.context.geometry;
         let whole = |block: &u64| state.dirty.new_blocks.contains(block);
-        for (number, block) in state.dirty.new_blocks.iter().filter_map(|number| Some((number, state.blocks.get(number)?))) {
+        for (number, block) in
+            state.dirty.new_blocks.iter().filter_map(|number| Some((number, state.blocks.get(number)?)))
+        {
             writes.push((geometry.stored_block(*number), Arc::from(&block.bytes()[..])));
         }
         for chunk in &state.dirty.entries {
@@ -283,7 +285,10 @@ impl File {
         state.cut_in_flight = None;
         for (chunk, occupied) in &prepared.occupied {
             // Given up by the snapshot, which is what a crash brings back now.
-            if *occupied && !state.pending.contains_key(chunk) && self.entry_if_loaded(&state, ChunkIndex(*chunk)) == Some(true) {
+            if *occupied
+                && !state.pending.contains_key(chunk)
+                && self.entry_if_loaded(&state, ChunkIndex(*chunk)) == Some(true)
+            {
                 state.occupied.remove(chunk);
             }
         }

@@ -31,7 +31,13 @@ impl File {
     }
 
     /// Reads and verifies the tag blocks of these chunks.
-    pub(super) fn load(&self, state: &mut State, keys: &Keys, first: ChunkIndex, last: ChunkIndex) -> Result<(), Error> {
+    pub(super) fn load(
+        &self,
+        state: &mut State,
+        keys: &Keys,
+        first: ChunkIndex,
+        last: ChunkIndex,
+    ) -> Result<(), Error> {
         let EntryPlace::Block(last, _) = self.context.geometry.entry_place(last) else { return Ok(()) };
         let first = match self.context.geometry.entry_place(first) {
             EntryPlace::Header(_) => 0,

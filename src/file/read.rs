@@ -114,7 +114,13 @@ impl File {
 
     /// Reads the stored bytes from the first to the last of these chunks that is in place, tag blocks between them
     /// included; returns where they begin and how many bytes there were.
-    fn read_stored(&self, state: &State, first: ChunkIndex, last: ChunkIndex, sealed: &mut Vec<u8>) -> Result<(u64, usize), Error> {
+    fn read_stored(
+        &self,
+        state: &State,
+        first: ChunkIndex,
+        last: ChunkIndex,
+        sealed: &mut Vec<u8>,
+    ) -> Result<(u64, usize), Error> {
         let geometry = self.context.geometry;
         let in_place = |index: &u64| state.waiting(*index).is_none() && self.entry(state, ChunkIndex(*index)).is_some();
         let (Some(from), Some(to)) = ((first.0..=last.0).find(in_place), (first.0..=last.0).rfind(in_place)) else {

@@ -248,10 +248,12 @@ fn every_changed_byte_of_a_stored_file_is_noticed() {
     drop(file);
     let store = volume.tree.open_file(b"file", true).unwrap();
     let len = store.inode().stat().unwrap().len.0;
-    let all = |file: Result<File, Error>| file.and_then(|file| {
-        let mut out = Vec::new();
-        file.read(PlainOffset(0), content.len(), &mut out).map(|()| out)
-    });
+    let all = |file: Result<File, Error>| {
+        file.and_then(|file| {
+            let mut out = Vec::new();
+            file.read(PlainOffset(0), content.len(), &mut out).map(|()| out)
+        })
+    };
     for at in (0..len).step_by(61).chain([1503, 1504, 1535, 1536, 4095, len - 1]) {
         let mut byte = [0];
         store.read_at(&mut byte, StoredOffset(at)).unwrap();

@@ -241,7 +241,11 @@ mod tests {
             file: FileId([1; 16]),
             epoch: Epoch(2),
             envelope: Envelope { kek: KekGeneration(3), algorithm: WrapAlgorithm::RsaOaep256, blob: vec![4; 256] },
-            recovery: Some(Envelope { kek: KekGeneration(5), algorithm: WrapAlgorithm::LocalAes256Gcm, blob: vec![6; 72] }),
+            recovery: Some(Envelope {
+                kek: KekGeneration(5),
+                algorithm: WrapAlgorithm::LocalAes256Gcm,
+                blob: vec![6; 72],
+            }),
             len: PlainOffset(7),
             generation: 8,
             batch: 9,

@@ -45,9 +45,7 @@ pub enum Parent {
 pub fn parent(block: u64) -> Parent {
     match block.checked_sub(1) {
         None => Parent::Header,
-        Some(rest) => {
-            Parent::Block(rest / CHILDREN_PER_BLOCK as u64, (rest % CHILDREN_PER_BLOCK as u64) as usize)
-        }
+        Some(rest) => Parent::Block(rest / CHILDREN_PER_BLOCK as u64, (rest % CHILDREN_PER_BLOCK as u64) as usize),
     }
 }
 
@@ -61,7 +59,12 @@ impl TagBlock {
     ///
     /// # Errors
     /// [`super::Malformed::Mac`] if not.
-    pub fn verify(key: &Secret32, block: u64, bytes: Box<[u8; BLOCK_LEN]>, expected: &Mac) -> Result<Self, super::Malformed> {
+    pub fn verify(
+        key: &Secret32,
+        block: u64,
+        bytes: Box<[u8; BLOCK_LEN]>,
+        expected: &Mac,
+    ) -> Result<Self, super::Malformed> {
         let found = Self(bytes);
         // blake3::Hash compares in constant time.
         if blake3::Hash::from(found.mac(key, block)) == blake3::Hash::from(*expected) {

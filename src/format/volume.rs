@@ -156,7 +156,11 @@ impl VolumeRecord {
     pub fn verify(bytes: &[u8], record_mac: &Secret32) -> Result<(), Malformed> {
         let (body, mac) = bytes.split_last_chunk::<MAC_LEN>().ok_or(Malformed::Length)?;
         // blake3::Hash compares in constant time.
-        if blake3::keyed_hash(record_mac.expose(), body) == blake3::Hash::from(*mac) { Ok(()) } else { Err(Malformed::Mac) }
+        if blake3::keyed_hash(record_mac.expose(), body) == blake3::Hash::from(*mac) {
+            Ok(())
+        } else {
+            Err(Malformed::Mac)
+        }
     }
 
     /// The KEK with this number.

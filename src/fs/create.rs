@@ -88,9 +88,8 @@ impl Fs {
     /// The permissions of something new: without the umask's, unless the directory has a default ACL, which the
     /// backing filesystem then applies.
     fn permissions(&self, parent: u64, creator: Creator) -> Result<u32> {
-        let has_acl = self.nodes.default_acl(parent, |directory| {
-            Ok(directory.inode().xattr(ACL_DEFAULT)?.is_some())
-        })?;
+        let has_acl =
+            self.nodes.default_acl(parent, |directory| Ok(directory.inode().xattr(ACL_DEFAULT)?.is_some()))?;
         Ok(if has_acl { creator.permissions } else { creator.permissions & !creator.umask } & 0o7777)
     }
 

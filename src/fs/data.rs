@@ -102,7 +102,10 @@ impl Fs {
             Err(file::Error::Damaged(damage)) => {
                 let unfinished = self.context.journal.crashed_batches().contains(&header.batch);
                 if unfinished && header.batch != 0 && !self.read_only {
-                    tracing::warn!("file {} was being written when the machine went down: it is empty now", header.file);
+                    tracing::warn!(
+                        "file {} was being written when the machine went down: it is empty now",
+                        header.file
+                    );
                     return self.begin_anew(keys, ino, store);
                 }
                 Err(self.damaged_file(ino, &damage))

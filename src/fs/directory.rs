@@ -51,13 +51,7 @@ impl Fs {
     ///
     /// # Errors
     /// The store's. Entries that cannot be read are left out, with one warning.
-    pub fn list(
-        &self,
-        handle: u64,
-        from: u64,
-        attributes: bool,
-        mut take: impl FnMut(&Listed) -> bool,
-    ) -> Result<()> {
+    pub fn list(&self, handle: u64, from: u64, attributes: bool, mut take: impl FnMut(&Listed) -> bool) -> Result<()> {
         let keys = self.enter()?;
         let _paths = self.namespace.read();
         let (ino, listing) = match self.handles.read().get(&handle) {

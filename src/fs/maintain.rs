@@ -17,7 +17,6 @@ impl Fs {
     /// # Errors
     /// The first of the store's or the journal's; what was not committed is tried again.
     pub fn commit_all(&self) -> Result<()> {
-        let _keys = self.enter_draining()?;
         if self.read_only {
             return Ok(());
         }
@@ -25,7 +24,11 @@ impl Fs {
         let fresh = std::mem::take(&mut *self.fresh.lock());
         let files: Vec<Arc<File>> = {
             let files = self.files.lock();
-            files.values().map(|open| Arc::clone(&open.file)).filter(|file| file.wants_commit() && file.has_keys()).collect()
+            files
+                .values()
+                .map(|open| Arc::clone(&open.file))
+                .filter(|file| file.wants_commit() && file.has_keys())
+                .collect()
         };
         if files.is_empty() && fresh.inos.is_empty() {
             return Ok(self.checkpoint()?);
@@ -51,11 +54,15 @@ impl Fs {
     fn commit_files(&self, files: &[Arc<File>], fresh: &FreshFiles) -> Result<()> {
         let mut batched = Vec::new();
         let mut failed = None;
-        for file in files {
-            match file.prepare_batch() {
-                Ok(Some(prepared)) => batched.push(prepared),
-                Ok(None) => (),
-                Err(error) => failed = Some(Error::from(error)),
+        {
+            // Only the snapshots need keys: a lock must not have to wait for the disk.
+            let _keys = self.enter_draining()?;
+            for file in files {
+                match file.prepare_batch() {
+                    Ok(Some(prepared)) => batched.push(prepared),
+                    Ok(None) => (),
+                    Err(error) => failed = Some(Error::from(error)),
+                }
             }
         }
         if fresh.many {

@@ -83,11 +83,7 @@ impl Fs {
 
     pub(super) fn check_empty(&self, directory: &dyn StoreDir, entry: &[u8]) -> Result<()> {
         let entries = directory.open_dir(entry)?.list()?;
-        if is_empty(&entries, self.volume.record().plain_names) {
-            Ok(())
-        } else {
-            Err(Error::errno(libc::ENOTEMPTY))
-        }
+        if is_empty(&entries, self.volume.record().plain_names) { Ok(()) } else { Err(Error::errno(libc::ENOTEMPTY)) }
     }
 }
 

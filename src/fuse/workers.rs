@@ -62,8 +62,10 @@ impl Workers {
             self.shared.wake.notify_one();
         } else if state.threads < MAX_THREADS {
             let (shared, fs) = (Arc::clone(&self.shared), Arc::clone(&self.fs));
-            let spawned =
-                std::thread::Builder::new().name("kmsfs-worker".into()).stack_size(STACK).spawn(move || shared.run(&fs));
+            let spawned = std::thread::Builder::new()
+                .name("kmsfs-worker".into())
+                .stack_size(STACK)
+                .spawn(move || shared.run(&fs));
             // Without a thread of its own the job waits for one of the others.
             state.threads += usize::from(spawned.is_ok());
         }

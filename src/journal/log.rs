@@ -100,7 +100,10 @@ fn encode(state: &State) -> [u8; PAGE] {
 /// The state in a header page, `None` if the page is not whole: a log that is being recycled, or was never used.
 pub fn decode(page: &[u8; PAGE]) -> Option<State> {
     let field = |at: usize| page[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    if page[..8] != MAGIC || page[8..10] != VERSION.to_le_bytes() || *blake3::hash(&page[..CHECKSUM_AT]).as_bytes() != page[CHECKSUM_AT..] {
+    if page[..8] != MAGIC
+        || page[8..10] != VERSION.to_le_bytes()
+        || *blake3::hash(&page[..CHECKSUM_AT]).as_bytes() != page[CHECKSUM_AT..]
+    {
         return None;
     }
     let count = (field(32) as u32 as usize).min(MAX_CRASHED);

@@ -190,7 +190,10 @@ mod tests {
         assert_eq!((place, len), (PLACE, log.len()));
         let Record::Update(found, changed) = record else { panic!("{record:?}") };
         assert_eq!(found, target);
-        assert_eq!((changed.stored_len, changed.writes, changed.voids), (update.stored_len, update.writes, update.voids));
+        assert_eq!(
+            (changed.stored_len, changed.writes, changed.voids),
+            (update.stored_len, update.writes, update.voids)
+        );
 
         let mut log = Vec::new();
         encode_batch(9, &PLACE, &mut log);

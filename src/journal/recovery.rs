@@ -335,7 +335,11 @@ mod tests {
     }
 
     fn write(at: u64, bytes: &[u8], stored_len: u64) -> Update {
-        Update { stored_len: StoredOffset(stored_len), writes: vec![(StoredOffset(at), Arc::from(bytes))], voids: vec![] }
+        Update {
+            stored_len: StoredOffset(stored_len),
+            writes: vec![(StoredOffset(at), Arc::from(bytes))],
+            voids: vec![],
+        }
     }
 
     fn read(file: &dyn StoreFile) -> Vec<u8> {
@@ -358,7 +362,7 @@ mod tests {
         let (journal, first) = volume.open();
         assert_eq!(first, Recovery::default());
         // Dropped without having been applied: the crash.
-        std::mem::forget(commit(&journal, &target, &write(4096, b"new", 8192)));
+        let _ = commit(&journal, &target, &write(4096, b"new", 8192));
         drop(journal);
         let (journal, recovery) = volume.open();
         assert_eq!((recovery.crashed, recovery.updates, recovery.files), (true, 1, 1));
@@ -378,11 +382,11 @@ mod tests {
         file.write_at(b"fresh", StoredOffset(8192)).unwrap();
         file.write_at(b"fresh", StoredOffset(4096)).unwrap();
         let (journal, _) = volume.open();
-        std::mem::forget(commit(&journal, &target, &write(4096, b"one!!", 12_288)));
-        std::mem::forget(commit(&journal, &target, &write(8192, b"cut!!", 12_288)));
-        std::mem::forget(commit(&journal, &target, &write(100, b"two", 8192)));
+        let _ = commit(&journal, &target, &write(4096, b"one!!", 12_288));
+        let _ = commit(&journal, &target, &write(8192, b"cut!!", 12_288));
+        let _ = commit(&journal, &target, &write(100, b"two", 8192));
         let void = Update { voids: vec![(StoredOffset(4096), 4096)], ..write(101, b"W", 12_288) };
-        std::mem::forget(commit(&journal, &target, &void));
+        let _ = commit(&journal, &target, &void);
         drop(journal);
         volume.open();
         let bytes = read(&*file);
@@ -398,8 +402,8 @@ mod tests {
         let (moved, moved_target) = volume.file(b"moved", 1, 8192);
         let (_, gone_target) = volume.file(b"gone", 2, 8192);
         let (journal, _) = volume.open();
-        std::mem::forget(commit(&journal, &moved_target, &write(4096, b"new", 8192)));
-        std::mem::forget(commit(&journal, &gone_target, &write(4096, b"new", 8192)));
+        let _ = commit(&journal, &moved_target, &write(4096, b"new", 8192));
+        let _ = commit(&journal, &gone_target, &write(4096, b"new", 8192));
         let tree = volume.root.open_dir(b"tree").unwrap();
         tree.make_dir(b"below", 0o700).unwrap();
         let below = tree.open_dir(b"below").unwrap();
@@ -420,7 +424,7 @@ mod tests {
             let (file, target) = volume.file(b"f", 1, 8192);
             let (journal, _) = volume.open();
             for number in 0..3_u8 {
-                std::mem::forget(commit(&journal, &target, &write(4096 + u64::from(number), &[number + 1], 8192)));
+                let _ = commit(&journal, &target, &write(4096 + u64::from(number), &[number + 1], 8192));
             }
             drop(journal);
             let len = record::update_len(&target, &write(4096, &[1], 8192)) as u64;
@@ -456,7 +460,7 @@ mod tests {
             }
         });
         let last = commit(&journal, &target, &write(4096, b"last", 8192 + (4 << 20)));
-        std::mem::forget(last);
+        let _ = last;
         drop(journal);
         let (_, recovery) = volume.open();
         assert_eq!(recovery.files, 1);

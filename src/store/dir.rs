@@ -1,7 +1,9 @@
 //! The real store: a directory of the host, through system calls relative to open directories. One component at
 //! a time and never through a symbolic link, so that nothing planted in it leads outside (pitfall: symlink races).
 
-use super::{DirEntry, Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile, Timestamp};
+use super::{
+    DirEntry, Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile, Timestamp,
+};
 use crate::units::StoredOffset;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
@@ -334,7 +336,11 @@ impl Inode for Handle {
             match self.listxattr(&mut names) {
                 Ok(len) => {
                     names.truncate(len);
-                    return Ok(names.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect());
+                    return Ok(names
+                        .split(|byte| *byte == 0)
+                        .filter(|name| !name.is_empty())
+                        .map(<[u8]>::to_vec)
+                        .collect());
                 }
                 Err(Errno::RANGE) => (),
                 Err(error) => return Err(error.into()),

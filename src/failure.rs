@@ -1,7 +1,7 @@
 //! How a command fails: an exit code that scripts can rely on, a message and a hint for people.
 
-use crate::kms::{KEY_MALFORMED, KEY_REPLACED, KmsError, KmsErrorKind, OPERATION_FORBIDDEN};
 use crate::fs::volume::VolumeError;
+use crate::kms::{KEY_MALFORMED, KEY_REPLACED, KmsError, KmsErrorKind, OPERATION_FORBIDDEN};
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,0 +1,32 @@
+//! Mounting without a helper, as root may. The FUSE library's own way leaves the type at `fuse`; with `fuse.kmsfs`
+//! `findmnt -t`, fstab and our own commands know what it is.
+
+use crate::daemon::mountpoint::FS_TYPE;
+use crate::daemon::options::Flags;
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, mount as mount_at};
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+/// Mounts, and returns the device through which the kernel talks.
+pub fn mount(mountpoint: &Path, source: &str, flags: &Flags) -> io::Result<OwnedFd> {
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", device.as_raw_fd());
+    if flags.allow_other {
+        data.push_str(",allow_other");
+    }
+    let set = [
+        (flags.read_only, MountFlags::RDONLY),
+        (!flags.dev, MountFlags::NODEV),
+        (!flags.suid, MountFlags::NOSUID),
+        (flags.no_exec, MountFlags::NOEXEC),
+        (flags.no_atime, MountFlags::NOATIME),
+    ];
+    let flags = set.into_iter().filter(|(on, _)| *on).fold(MountFlags::empty(), |all, (_, flag)| all | flag);
+    let data = CString::new(data)?;
+    mount_at(source, mountpoint, FS_TYPE, flags, data.as_c_str())?;
+    Ok(device)
+}
