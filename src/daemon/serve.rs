@@ -1,10 +1,10 @@
 //! From a volume's directory to a mount that answers, and to its end.
 
 use super::control::{Command, Reply, Socket};
-use super::gatekeeper::Gatekeeper;
+use super::gatekeeper::{Gatekeeper, Parts};
 use super::{MountOptions, Status, mountpoint, process};
-use crate::cli::{Exit, Failure};
 use crate::crypto::Secret32;
+use crate::failure::{Exit, Failure};
 use crate::file::Context;
 use crate::format::Geometry;
 use crate::fs::Fs;
@@ -81,12 +81,12 @@ fn run(
     let source = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
     let session = crate::fuse::mount(kernel, mountpoint, &source, &options.flags)
         .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
-    let gatekeeper = Gatekeeper {
+    let gatekeeper = Gatekeeper(Arc::new(Parts {
         fs: Arc::clone(&fs),
         buffers,
         forgetter: Forgetter::new(session.notifier()),
         mountpoint: mountpoint.to_owned(),
-    };
+    }));
     let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
     let served = std::thread::Builder::new()
         .name("kmsfs-session".into())

@@ -337,3 +337,23 @@ fn holes_are_found_where_they_are() {
     file.commit().unwrap();
     assert!(file.store().inode().stat().unwrap().blocks < 200, "a hole takes space");
 }
+
+#[test]
+fn more_new_tag_blocks_than_the_log_can_hold_are_committed_on_the_way() {
+    let volume = Volume::new(12);
+    let file = volume.create();
+    file.commit().unwrap();
+    // A tag block each, and whole blocks go into the log.
+    let at = |number: u64| PlainOffset((64 + 256 * number) * 4096);
+    for number in 0..800 {
+        file.write(at(number), &[number as u8; 10]).unwrap();
+    }
+    file.commit().unwrap();
+    drop(file);
+    let file = volume.reopen().unwrap();
+    for number in (0..800).step_by(37) {
+        let mut out = Vec::new();
+        file.read(at(number), 10, &mut out).unwrap();
+        assert_eq!(out, [number as u8; 10]);
+    }
+}
