@@ -209,8 +209,9 @@ impl Fs {
         Ok(())
     }
 
-    /// What `close` does: what was written can be read by whoever opens the file next, also after the program that
-    /// serves it ended. Durable only after [`sync`](Self::sync).
+    /// What `close` does: a file that is not committed yet can be read as it is now, also after the program that serves
+    /// it was killed. Changes of a committed one follow with the next batch; durable is all of it only after
+    /// [`sync`](Self::sync).
     ///
     /// # Errors
     /// The store's.
