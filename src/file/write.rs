@@ -68,7 +68,7 @@ impl File {
         self.load(state, keys, first, last)?;
         let mut chunk = first;
         while chunk <= last {
-            self.reserve_blocks(state, chunk)?;
+            self.reserve_blocks(state, keys, chunk)?;
             chunk = ChunkIndex(geometry.last_with_same_tags(chunk).0 + 1);
         }
         let new_len = PlainOffset(state.len().0.max(end.0));
