@@ -4,12 +4,14 @@
 //! 1. read both logs, older first (a crash: nothing has changed);
 //! 2. for each file with updates, put the last version of each byte in place and sync it (a crash: some files are
 //!    recovered, and will be once more);
-//! 3. begin a new log whose header names the batch that went down, and retire the other one (a crash between the
-//!    two: the retired log's records would be applied once more, before anything else has changed).
+//! 3. begin a new log, in the place of the older one, whose header names the batches that went down (a crash before
+//!    it is durable: the newer log is still there, and what the older one held is in place);
+//! 4. retire the newer one (a crash before: its records are applied once more, before anything else has changed. Were
+//!    the older one the last to go, its versions would come back over newer ones).
 
 use super::log::{self, Log, State};
 use super::record::{self, Record};
-use super::{Inner, Journal, Target, Update};
+use super::{Inner, Journal, MAX_OPEN_BATCHES, Target, Update};
 use crate::format::PAGE;
 use crate::store::{Kind, RenameMode, StoreDir, StoreFile};
 use crate::units::{FileId, StoredOffset};
@@ -53,16 +55,17 @@ pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir, len: u64) -> io::Result<(Jo
     for name in LOG_NAMES {
         files.push(open_log(dir, name, len)?);
     }
-    let mut found: Vec<(State, Vec<Record>)> = Vec::new();
+    let mut found: Vec<(usize, State, Vec<Record>)> = Vec::new();
     let mut recovery = Recovery::default();
-    for file in &files {
-        found.extend(read_log(file, &mut recovery)?);
+    for (which, file) in files.iter().enumerate() {
+        found.extend(read_log(file, &mut recovery)?.map(|(state, records)| (which, state, records)));
     }
-    found.sort_by_key(|(state, _)| state.sequence);
-    let mut state = found.last().map_or_else(State::default, |(state, _)| state.clone());
+    found.sort_by_key(|(_, state, _)| state.sequence);
+    let newest = found.last().map_or(1, |(which, ..)| *which);
+    let mut state = found.last().map_or_else(State::default, |(_, state, _)| state.clone());
     recovery.crashed = !found.is_empty() && !state.clean;
     let mut updates: HashMap<FileId, Vec<(Target, Update)>> = HashMap::new();
-    for record in found.into_iter().flat_map(|(_, records)| records) {
+    for record in found.into_iter().flat_map(|(.., records)| records) {
         match record {
             Record::Batch(batch) => state.committed_batch = state.committed_batch.max(batch),
             Record::Update(target, update) => {
@@ -73,21 +76,25 @@ pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir, len: u64) -> io::Result<(Jo
     }
     replay(tree, updates, &mut recovery)?;
     if recovery.crashed {
-        // Everything younger than the last commit went down; a batch number is never used twice.
-        state.crashed_batches.push(state.committed_batch + 1);
-        state.committed_batch += 1;
+        // Everything younger than the last commit went down: the batch that was being committed, if any, and the one
+        // that had begun meanwhile. A batch number is never used twice.
+        for _ in 0..MAX_OPEN_BATCHES {
+            state.committed_batch += 1;
+            state.crashed_batches.push(state.committed_batch);
+        }
     }
     state.sequence += 1;
     state.clean = false;
     let mut logs = files.into_iter().map(Log::new).collect::<io::Result<Vec<_>>>()?;
-    logs[0].recycle(&state)?;
-    logs[1].retire()?;
+    let active = 1 - newest;
+    logs[active].recycle(&state)?;
+    logs[newest].retire()?;
     let logs = <[Log; 2]>::try_from(logs).map_err(|_| io::ErrorKind::InvalidData)?;
     let journal = Journal {
         batch: AtomicU64::new(state.committed_batch + 1),
         inner: Mutex::new(Inner {
             logs,
-            active: 0,
+            active,
             buffer: Vec::new(),
             appended: 0,
             durable: 0,
@@ -367,12 +374,12 @@ mod tests {
         let (journal, recovery) = volume.open();
         assert_eq!((recovery.crashed, recovery.updates, recovery.files), (true, 1, 1));
         assert_eq!(&read(&*file)[4096..4099], b"new");
-        assert_eq!(journal.crashed_batches(), [1]);
-        assert_eq!(journal.batch(), 2);
+        assert_eq!(journal.crashed_batches(), [1, 2]);
+        assert_eq!(journal.batch(), 3);
         journal.close().unwrap();
         let (journal, recovery) = volume.open();
         assert_eq!((recovery.crashed, recovery.updates), (false, 0));
-        assert_eq!(journal.crashed_batches(), [1], "remembered until the files are checked");
+        assert_eq!(journal.crashed_batches(), [1, 2], "remembered until the files are checked");
     }
 
     #[test]
