@@ -58,6 +58,8 @@ pub struct Fs {
     handles: RwLock<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
     fresh: Mutex<FreshFiles>,
+    /// Held while everything is committed: batches end one after the other.
+    committing: Mutex<()>,
     /// Numbers of what happened, for `status`.
     pub counters: Counters,
 }

@@ -85,9 +85,12 @@ impl Journal {
         batch <= inner.committed_batch && !inner.crashed_batches.contains(&batch)
     }
 
-    /// Begins the next batch and returns the one that ends.
+    /// Begins the next batch and returns the one that ends. One that ended and could not be committed ends once more, so
+    /// that no more than two numbers are ever in use: recovery counts on it.
     pub fn begin_batch(&self) -> u64 {
-        self.batch.fetch_add(1, Ordering::AcqRel)
+        let ends = self.inner.lock().committed_batch + 1;
+        self.batch.store(ends + 1, Ordering::Release);
+        ends
     }
 
     /// Records, durably, that everything of `batch` is durable in place.
@@ -204,10 +207,11 @@ impl Journal {
         for which in [1 - inner.active, inner.active] {
             self.clean(&mut inner, which)?;
         }
+        // The other log first: a header that is torn leaves the one that says the same but for `clean`.
         let active = inner.active;
         let state = inner.header_state(true);
-        inner.logs[active].recycle(&state)?;
-        inner.logs[1 - active].retire()
+        inner.logs[1 - active].recycle(&state)?;
+        inner.logs[active].retire()
     }
 
     /// Writes and syncs the buffer. The lock is released meanwhile, so that others can append for the next round.

@@ -13,6 +13,7 @@
 //! | 5 | [`errno`], [`failure`], [`dev_vault`] | what applications and people are told; the embedded Key Vault |
 //! | 6 | [`fuse`], [`daemon`] | the kernel, the process |
 //! | 7 | [`cli`] | the commands |
+//! | – | [`manual`] | the byte layout, what is protected, what to expect, how to run it |
 //!
 //! Nothing in it is `unsafe`: system calls go through `rustix`.
 
@@ -29,5 +30,6 @@ pub mod fuse;
 pub mod journal;
 pub mod kms;
 pub mod lease;
+pub mod manual;
 pub mod store;
 pub mod units;

@@ -5,7 +5,7 @@ use super::state::{Cut, Mode, State};
 use super::write::MAX_OCCUPIED;
 use super::{Error, File, Keys};
 use crate::format::geometry::{EntryPlace, MAX_PLAIN_LEN};
-use crate::format::tags::{CHILDREN_PER_BLOCK, ENTRIES_PER_HEADER, NO_BLOCK, Parent, parent};
+use crate::format::tags::{CHILDREN_PER_BLOCK, ENTRIES_PER_HEADER, NO_BLOCK};
 use crate::store::Seek;
 use crate::units::{ChunkIndex, PlainOffset};
 
@@ -112,7 +112,7 @@ impl File {
             }
             self.load_block(state, keys, above)?;
             for child in gone {
-                if self.mac_of(state, child) != NO_BLOCK {
+                if self.mac_of(state, keys, child)? != NO_BLOCK {
                     self.set_child(state, child, &NO_BLOCK);
                     state.dirty.cleared_children.insert(child);
                 }
@@ -126,10 +126,7 @@ impl File {
         if state.blocks.contains_key(&block) {
             return Ok(true);
         }
-        if let Parent::Block(above, _) = parent(block) {
-            self.load_block(state, keys, above)?;
-        }
-        Ok(self.mac_of(state, block) != NO_BLOCK)
+        Ok(self.mac_of(state, keys, block)? != NO_BLOCK)
     }
 
     fn clear_entry(&self, state: &mut State, chunk: ChunkIndex) {

@@ -272,7 +272,16 @@ impl Volume {
         let reference = record.newest().reference.clone();
         record.keks.push(Kek { generation, role: KekRole::Primary, reference, volume_key: wrapped });
         record.generation += 1;
-        replace_file(&*self.root, RECORD, &record.encode(&VolumeKeys::from(volume_key).record_mac), 0o600)?;
+        let bytes = record.encode(&VolumeKeys::from(volume_key).record_mac);
+        if VolumeRecord::parse(&bytes).as_ref() != Ok(&record) {
+            // Written nevertheless, it could not be read again.
+            return Err(KmsError::new(
+                KmsErrorKind::Misconfigured,
+                "the volume cannot list one more version of its key",
+            )
+            .into());
+        }
+        replace_file(&*self.root, RECORD, &bytes, 0o600)?;
         *self.record.write() = Arc::new(record);
         Ok(true)
     }

@@ -4,8 +4,9 @@
 //! 1. read both logs, older first (a crash: nothing has changed);
 //! 2. for each file with updates, put the last version of each byte in place and sync it (a crash: some files are
 //!    recovered, and will be once more);
-//! 3. begin a new log whose header names the batch that went down, and retire the other one (a crash between the
-//!    two: the retired log's records would be applied once more, before anything else has changed).
+//! 3. begin a new log, in the file that does not hold the newest header, whose own names the batches that went down
+//!    (a crash: the new header counts, or it is torn and the old one still does), and retire the other one (a crash
+//!    between the two: its records are applied once more, before anything else has changed).
 
 use super::log::{self, Log, State};
 use super::record::{self, Record};
@@ -53,16 +54,16 @@ pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir, len: u64) -> io::Result<(Jo
     for name in LOG_NAMES {
         files.push(open_log(dir, name, len)?);
     }
-    let mut found: Vec<(State, Vec<Record>)> = Vec::new();
+    let mut found: Vec<(usize, State, Vec<Record>)> = Vec::new();
     let mut recovery = Recovery::default();
-    for file in &files {
-        found.extend(read_log(file, &mut recovery)?);
+    for (which, file) in files.iter().enumerate() {
+        found.extend(read_log(file, &mut recovery)?.map(|(state, records)| (which, state, records)));
     }
-    found.sort_by_key(|(state, _)| state.sequence);
-    let mut state = found.last().map_or_else(State::default, |(state, _)| state.clone());
+    found.sort_by_key(|(_, state, _)| state.sequence);
+    let (newest, mut state) = found.last().map_or((1, State::default()), |(which, state, _)| (*which, state.clone()));
     recovery.crashed = !found.is_empty() && !state.clean;
     let mut updates: HashMap<FileId, Vec<(Target, Update)>> = HashMap::new();
-    for record in found.into_iter().flat_map(|(_, records)| records) {
+    for record in found.into_iter().flat_map(|(.., records)| records) {
         match record {
             Record::Batch(batch) => state.committed_batch = state.committed_batch.max(batch),
             Record::Update(target, update) => {
@@ -73,21 +74,23 @@ pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir, len: u64) -> io::Result<(Jo
     }
     replay(tree, updates, &mut recovery)?;
     if recovery.crashed {
-        // Everything younger than the last commit went down; a batch number is never used twice.
-        state.crashed_batches.push(state.committed_batch + 1);
-        state.committed_batch += 1;
+        // The batch that was current, or was being committed, and the one that may have begun meanwhile. A number is
+        // never used twice.
+        state.crashed_batches.extend([state.committed_batch + 1, state.committed_batch + 2]);
+        state.committed_batch += 2;
     }
     state.sequence += 1;
     state.clean = false;
     let mut logs = files.into_iter().map(Log::new).collect::<io::Result<Vec<_>>>()?;
-    logs[0].recycle(&state)?;
-    logs[1].retire()?;
+    let active = 1 - newest;
+    logs[active].recycle(&state)?;
+    logs[newest].retire()?;
     let logs = <[Log; 2]>::try_from(logs).map_err(|_| io::ErrorKind::InvalidData)?;
     let journal = Journal {
         batch: AtomicU64::new(state.committed_batch + 1),
         inner: Mutex::new(Inner {
             logs,
-            active: 0,
+            active,
             buffer: Vec::new(),
             appended: 0,
             durable: 0,
@@ -134,14 +137,14 @@ fn read_log(file: &Arc<dyn StoreFile>, recovery: &mut Recovery) -> io::Result<Op
         // was made by damage, not by a crash; what lies beyond it is still good.
         let mut next = later;
         let mut damaged = false;
+        let mut beyond = Vec::new();
         while let Some((record, len)) = record_at(&bytes, next, state.sequence) {
             damaged |= record.1.synced > position as u64;
-            if damaged {
-                records.push(record.0);
-            }
+            beyond.push(record.0);
             next += len;
         }
         if damaged {
+            records.extend(beyond);
             recovery.damaged_at.push(position as u64);
         }
     }
@@ -367,12 +370,12 @@ mod tests {
         let (journal, recovery) = volume.open();
         assert_eq!((recovery.crashed, recovery.updates, recovery.files), (true, 1, 1));
         assert_eq!(&read(&*file)[4096..4099], b"new");
-        assert_eq!(journal.crashed_batches(), [1]);
-        assert_eq!(journal.batch(), 2);
+        assert_eq!(journal.crashed_batches(), [1, 2]);
+        assert_eq!(journal.batch(), 3);
         journal.close().unwrap();
         let (journal, recovery) = volume.open();
         assert_eq!((recovery.crashed, recovery.updates), (false, 0));
-        assert_eq!(journal.crashed_batches(), [1], "remembered until the files are checked");
+        assert_eq!(journal.crashed_batches(), [1, 2], "remembered until the files are checked");
     }
 
     #[test]
@@ -466,5 +469,52 @@ mod tests {
         assert_eq!(recovery.files, 1);
         assert_eq!(&read(&*file)[4096..4100], b"last");
         assert_eq!(file.inode().stat().unwrap().len.0, 8192 + (4 << 20));
+    }
+
+    #[test]
+    fn the_two_batches_that_may_be_in_use_are_crashed_whatever_became_of_them() {
+        let volume = Volume::new();
+        let (journal, _) = volume.open();
+        journal.commit_batch(journal.begin_batch()).unwrap();
+        // The second one could not be committed, and is begun anew.
+        assert_eq!((journal.begin_batch(), journal.begin_batch(), journal.batch()), (2, 2, 3));
+        drop(journal);
+        let (journal, _) = volume.open();
+        assert_eq!((journal.crashed_batches(), journal.batch()), (vec![2, 3], 4));
+        assert!(journal.is_committed(1) && !journal.is_committed(2) && !journal.is_committed(3));
+    }
+
+    #[test]
+    fn a_new_header_that_is_torn_leaves_the_old_one() {
+        for close in [false, true] {
+            let volume = Volume::new();
+            let logs = volume.root.open_dir(b"journal").unwrap();
+            let page = |which: usize| {
+                let mut page = [0; PAGE];
+                logs.open_file(LOG_NAMES[which], true).unwrap().read_at(&mut page, StoredOffset(0)).unwrap();
+                page
+            };
+            let put = |which: usize, page: &[u8]| {
+                logs.open_file(LOG_NAMES[which], true).unwrap().write_at(page, StoredOffset(0)).unwrap();
+            };
+            // Twice, so that there are crashed batches to be remembered.
+            drop(volume.open());
+            let (journal, _) = volume.open();
+            let before = [page(0), page(1)];
+            if close {
+                journal.close().unwrap();
+            } else {
+                drop(journal);
+                drop(volume.open());
+            }
+            // Only a part of the header that was written first reached the disk, and nothing that came after.
+            let new = if page(0) == [0; PAGE] { 1 } else { 0 };
+            let torn = [&page(new)[..512], &before[new][512..]].concat();
+            put(new, &torn);
+            put(1 - new, &before[1 - new]);
+            let (journal, recovery) = volume.open();
+            assert!(recovery.crashed);
+            assert_eq!(journal.crashed_batches()[..2], [1, 2]);
+        }
     }
 }
