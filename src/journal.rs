@@ -47,7 +47,8 @@ pub struct Journal {
 }
 
 struct Inner {
-    logs: [Log; 2],
+    /// Two; fewer if nothing may be changed and the volume was never mounted otherwise.
+    logs: Vec<Log>,
     active: usize,
     /// Appended, not yet written to the active log.
     buffer: Vec<u8>,
@@ -71,6 +72,11 @@ pub struct Appended {
 }
 
 impl Journal {
+    fn of(inner: Inner) -> Self {
+        let batch = AtomicU64::new(inner.committed_batch + 1);
+        Self { batch, inner: Mutex::new(inner), progress: Condvar::new() }
+    }
+
     /// The batch to which new files belong that are created now (format.md, "New files").
     pub fn batch(&self) -> u64 {
         self.batch.load(Ordering::Acquire)
@@ -185,7 +191,7 @@ impl Journal {
     /// Whether the inactive log waits to be cleaned, or the active one is half full.
     pub fn wants_checkpoint(&self) -> bool {
         let inner = self.inner.lock();
-        !inner.logs[1 - inner.active].touched.is_empty()
+        inner.logs.get(1 - inner.active).is_some_and(|log| !log.touched.is_empty())
     }
 
     /// Makes everything durable in place that the inactive log holds, so that the next rotation need not wait.
@@ -312,6 +318,21 @@ impl Journal {
 }
 
 impl Inner {
+    fn of(logs: Vec<Log>, active: usize, state: &log::State, broken: Option<i32>) -> Self {
+        Self {
+            logs,
+            active,
+            buffer: Vec::new(),
+            appended: 0,
+            durable: 0,
+            writing: false,
+            cleaning: false,
+            broken,
+            committed_batch: state.committed_batch,
+            crashed_batches: state.crashed_batches.clone(),
+        }
+    }
+
     fn check(&self) -> io::Result<()> {
         self.broken.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(code)))
     }

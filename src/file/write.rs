@@ -20,6 +20,9 @@ pub(super) const MAX_OCCUPIED: usize = 64 << 10;
 /// So many tag blocks may be new since the last commit: they go into the update whole, 3 MiB.
 const MAX_NEW_BLOCKS: usize = 256;
 
+/// Up to so many bytes at a time go through the journal even where nothing committed would be overwritten.
+const SMALL: usize = 16 << 10;
+
 thread_local! {
     /// Ciphertext on its way out.
     static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -73,6 +76,9 @@ impl File {
         }
         let new_len = PlainOffset(state.len().0.max(end.0));
         let batch = keys.chunks.batch((last.0 - first.0 + 1) as usize);
+        // A little that is appended goes through the journal too: a sync then costs one sync of the journal, and not one
+        // of the file, with its new length, besides.
+        let small = state.mode == Mode::Committed && data.len() <= SMALL;
         SEALED.with_borrow_mut(|buffer| {
             buffer.clear();
             let mut run = Run { start: StoredOffset(0), sealed: buffer, entries: Vec::new() };
@@ -94,8 +100,13 @@ impl File {
                     &merged
                 };
                 let position = (index - first.0) as usize;
-                if self.may_write_in_place(state, chunk) {
-                    let at = geometry.stored_chunk(chunk);
+                let at = geometry.stored_chunk(chunk);
+                let free = self.may_write_in_place(state, chunk);
+                if free && small {
+                    // Its place is taken now: when the journal has it, everything else was promised already.
+                    self.store.write_at(&vec![0; plain.len()], at)?;
+                }
+                if free && !small {
                     if !run.entries.is_empty() && at.0 != run.start.0 + run.sealed.len() as u64 {
                         self.put_in_place(state, &mut run)?;
                     }
