@@ -5,10 +5,10 @@
 mod buffers;
 mod convert;
 mod direct;
+pub mod flags;
 pub mod forget;
 mod workers;
 
-use crate::daemon::options::Flags;
 use crate::errno;
 use crate::fs::data::Allocate;
 use crate::fs::{Changes, Creator, Error, Fs, Result};
@@ -16,6 +16,7 @@ use crate::store::{RenameMode, Seek, SetXattr};
 use crate::units::PlainOffset;
 pub use buffers::Buffers;
 use convert::{attr_of, kind_of, set_time_of};
+use flags::Flags;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
     MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
@@ -29,6 +30,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use workers::Workers;
 
+/// The type by which the mounts of kmsfs are known.
+pub const FS_TYPE: &str = "fuse.kmsfs";
 /// For how long the kernel may rely on names and attributes. The volume is held by one mount alone, so nobody else
 /// changes them; a lock invalidates them one by one.
 const TTL: Duration = Duration::from_secs(3600);
