@@ -19,13 +19,16 @@ use crate::format::{Geometry, Malformed, PAGE};
 use crate::journal::{Journal, Target};
 use crate::store::{StoreFile, Timestamp};
 use crate::units::{ChunkIndex, Epoch, KekGeneration, PlainOffset, StoredOffset, VolumeId};
-pub use commit::Prepared;
+pub use commit::{Batched, Prepared};
 pub use keys::Keys;
 use parking_lot::{Mutex, RwLock};
 use state::{Mode, State};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+
+/// What a disk writes at once, in bytes.
+const SECTOR: usize = 512;
 
 /// What all files of a volume share.
 pub struct Context {
@@ -142,7 +145,8 @@ impl Unverified {
         let mut page: Page = Box::new([0; PAGE]);
         let stored_len = store.inode().stat()?.len;
         let read = store.read_at(&mut page[..], StoredOffset(0))?;
-        if page.iter().all(|byte| *byte == 0) {
+        // The first header of a file may be torn: without its first sector, it is not there.
+        if page[..SECTOR].iter().all(|byte| *byte == 0) {
             return Ok(Found::Nothing);
         }
         if read < PAGE {
@@ -307,5 +311,7 @@ impl File {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod crash_tests;
 #[cfg(test)]
 mod tests;

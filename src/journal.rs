@@ -22,6 +22,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of each of the two log files of a new volume.
 pub const LOG_LEN: u64 = 16 * 1024 * 1024;
+/// How many batches there are at most that are not committed: one that is on its way, and one for new files meanwhile.
+const MAX_OPEN_BATCHES: u64 = 2;
 /// A position in the history of the log: bytes appended since it was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lsn(u64);
@@ -85,8 +87,8 @@ impl Journal {
         batch <= inner.committed_batch && !inner.crashed_batches.contains(&batch)
     }
 
-    /// Begins the next batch and returns the one that ends. One that ended and could not be committed ends once more, so
-    /// that no more than two numbers are ever in use: recovery counts on it.
+    /// Begins the next batch and returns the one that ends. If that was not committed the last time, it is the same
+    /// again: a crash must not leave more batches than the next mount knows of.
     pub fn begin_batch(&self) -> u64 {
         let ends = self.inner.lock().committed_batch + 1;
         self.batch.store(ends + 1, Ordering::Release);
@@ -196,7 +198,10 @@ impl Journal {
         self.clean(&mut inner, idle)
     }
 
-    /// Applies the rest and marks the log as cleanly closed: the next mount has nothing to recover.
+    /// Marks the log as cleanly closed, so that the next mount has nothing to recover:
+    /// 1. everything is made durable in place (a crash: replayed once more);
+    /// 2. the older log becomes a new, clean one (a crash: the newer one's records are replayed, which changes nothing);
+    /// 3. the newer one is retired (a crash before: the same. The older one's records must not outlive its own).
     ///
     /// # Errors
     /// Those of the log and of syncing the files.

@@ -38,7 +38,9 @@ pub fn serve(options: &MountOptions, ready: impl FnOnce()) -> Result<(), Failure
     let mountpoint = mountpoint::absolute(&options.mountpoint)?;
     mountpoint::check(&mountpoint, options.flags.nonempty)?;
     check_fuse()?;
-    let volume = Volume::open(&options.volume).map_err(|error| Failure::of_volume(&options.volume, error))?;
+    // Other commands say where it is, from wherever they are called.
+    let path = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
+    let volume = Volume::open(&path).map_err(|error| Failure::of_volume(&options.volume, error))?;
     check_identity(options, &volume)?;
     let holding = hold(options, &volume, &mountpoint)?;
     let context = recover(options, &volume)?;

@@ -4,13 +4,14 @@
 //! 1. read both logs, older first (a crash: nothing has changed);
 //! 2. for each file with updates, put the last version of each byte in place and sync it (a crash: some files are
 //!    recovered, and will be once more);
-//! 3. begin a new log, in the file that does not hold the newest header, whose own names the batches that went down
-//!    (a crash: the new header counts, or it is torn and the old one still does), and retire the other one (a crash
-//!    between the two: its records are applied once more, before anything else has changed).
+//! 3. begin a new log, in the place of the older one, whose header names the batches that went down (a crash before
+//!    it is durable: the newer log is still there, and what the older one held is in place);
+//! 4. retire the newer one (a crash before: its records are applied once more, before anything else has changed. Were
+//!    the older one the last to go, its versions would come back over newer ones).
 
 use super::log::{self, Log, State};
 use super::record::{self, Record};
-use super::{Inner, Journal, Target, Update};
+use super::{Inner, Journal, MAX_OPEN_BATCHES, Target, Update};
 use crate::format::PAGE;
 use crate::store::{Kind, RenameMode, StoreDir, StoreFile};
 use crate::units::{FileId, StoredOffset};
@@ -60,7 +61,8 @@ pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir, len: u64) -> io::Result<(Jo
         found.extend(read_log(file, &mut recovery)?.map(|(state, records)| (which, state, records)));
     }
     found.sort_by_key(|(_, state, _)| state.sequence);
-    let (newest, mut state) = found.last().map_or((1, State::default()), |(which, state, _)| (*which, state.clone()));
+    let newest = found.last().map_or(1, |(which, ..)| *which);
+    let mut state = found.last().map_or_else(State::default, |(_, state, _)| state.clone());
     recovery.crashed = !found.is_empty() && !state.clean;
     let mut updates: HashMap<FileId, Vec<(Target, Update)>> = HashMap::new();
     for record in found.into_iter().flat_map(|(.., records)| records) {
@@ -74,10 +76,12 @@ pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir, len: u64) -> io::Result<(Jo
     }
     replay(tree, updates, &mut recovery)?;
     if recovery.crashed {
-        // The batch that was current, or was being committed, and the one that may have begun meanwhile. A number is
-        // never used twice.
-        state.crashed_batches.extend([state.committed_batch + 1, state.committed_batch + 2]);
-        state.committed_batch += 2;
+        // Everything younger than the last commit went down: the batch that was being committed, if any, and the one
+        // that had begun meanwhile. A batch number is never used twice.
+        for _ in 0..MAX_OPEN_BATCHES {
+            state.committed_batch += 1;
+            state.crashed_batches.push(state.committed_batch);
+        }
     }
     state.sequence += 1;
     state.clean = false;
