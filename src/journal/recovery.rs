@@ -19,7 +19,7 @@ use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicI32, AtomicU64};
 
 const LOG_NAMES: [&[u8]; 2] = [b"log-a", b"log-b"];
 /// Where the file id stands in a header page.
@@ -100,11 +100,11 @@ pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir, len: u64) -> io::Result<(Jo
             durable: 0,
             writing: false,
             cleaning: false,
-            broken: None,
             committed_batch: state.committed_batch,
             crashed_batches: state.crashed_batches,
         }),
         progress: Condvar::new(),
+        broken: AtomicI32::new(0),
     };
     Ok((journal, recovery))
 }
