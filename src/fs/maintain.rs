@@ -57,8 +57,7 @@ impl Fs {
         let mut failed = None;
         for file in files {
             match file.prepare_batch() {
-                Ok(Some(prepared)) => batched.push(prepared),
-                Ok(None) => (),
+                Ok(prepared) => batched.push(prepared),
                 Err(error) => failed = Some(Error::from(error)),
             }
         }
