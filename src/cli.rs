@@ -2,7 +2,6 @@
 //! Every command is a file of `cli/`, a `clap` argument struct and a `run` that returns [`Failure`].
 
 mod dev_vault;
-pub mod failure;
 mod info;
 mod init;
 mod key;
@@ -11,8 +10,8 @@ mod mount;
 mod status;
 mod umount;
 
+use crate::failure::{Exit, Failure};
 use clap::{Parser, Subcommand};
-pub use failure::{Exit, Failure};
 use std::process::ExitCode;
 
 /// Encrypted files that can be read only while a key in a cloud KMS says so.

@@ -30,6 +30,7 @@ pub use directory::Listed;
 pub use envelopes::Envelopes;
 pub use error::{Error, Need, Result};
 use keyring::Unlocked;
+pub use locking::Known;
 use nodes::Nodes;
 pub use nodes::ROOT;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -57,6 +58,8 @@ pub struct Fs {
     handles: RwLock<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
     fresh: Mutex<FreshFiles>,
+    /// Held while everything is committed: batches end one after the other.
+    committing: Mutex<()>,
     /// Numbers of what happened, for `status`.
     pub counters: Counters,
 }
@@ -80,7 +83,7 @@ pub struct Counters {
 
 /// Whether the volume's keys are there.
 enum Gate {
-    Open(Unlocked),
+    Open(Box<Unlocked>),
     Closed(LockReason),
 }
 

@@ -230,6 +230,7 @@ impl Journal {
         for which in [1 - inner.active, inner.active] {
             self.clean(&mut inner, which)?;
         }
+        // The other log first: a header that is torn leaves the one that says the same but for `clean`.
         let active = inner.active;
         let state = inner.header_state(true);
         inner.logs[1 - active].recycle(&state)?;

@@ -5,18 +5,24 @@
 //!
 //! | layer | modules | what they are for |
 //! |---|---|---|
-//! | 0 | [`units`], [`crypto`], `sys` | identifiers and address spaces; keys, ciphers, names; the only unsafe code |
+//! | 0 | [`units`], [`crypto`] | identifiers and address spaces; keys, ciphers, names |
 //! | 1 | [`format`](mod@format), [`kms`], [`store`] | bytes ↔ types without I/O; who wraps keys; where bytes are kept |
-//! | 2 | [`lease`], [`error`] | unwrapped keys over time; what can go wrong |
-//! | 3 | [`file`](mod@file), [`journal`] | one encrypted file; the redo log |
+//! | 2 | [`lease`] | unwrapped keys over time |
+//! | 3 | [`journal`], [`file`](mod@file) | the redo log; one encrypted file |
 //! | 4 | [`fs`] | the tree in our own types: inodes, handles, names |
-//! | 5 | `fuse`, [`daemon`], [`cli`], [`dev_vault`] | the kernel, the process, the commands, the embedded Key Vault |
+//! | 5 | [`errno`], [`failure`], [`dev_vault`] | what applications and people are told; the embedded Key Vault |
+//! | 6 | [`fuse`], [`daemon`] | the kernel, the process |
+//! | 7 | [`cli`] | the commands |
+//! | – | [`manual`] | the byte layout, what is protected, what to expect, how to run it |
+//!
+//! Nothing in it is `unsafe`: system calls go through `rustix`.
 
 pub mod cli;
 pub mod crypto;
 pub mod daemon;
 pub mod dev_vault;
 pub mod errno;
+pub mod failure;
 pub mod file;
 pub mod format;
 pub mod fs;
@@ -24,5 +30,6 @@ pub mod fuse;
 pub mod journal;
 pub mod kms;
 pub mod lease;
+pub mod manual;
 pub mod store;
 pub mod units;

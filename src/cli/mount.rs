@@ -80,7 +80,7 @@ pub fn run(arguments: &Mount) -> Result<(), Failure> {
 
 fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("KMSFS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,kmsfs=info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,kmsfs=info,fuser=error"));
     // Only fails if there is a log already.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }

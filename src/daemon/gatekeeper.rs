@@ -18,31 +18,46 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+/// What a last commit gets at least.
+const SHORTEST: Duration = Duration::from_millis(250);
+
 /// Locks and unlocks one mount.
-pub struct Gatekeeper {
+pub struct Gatekeeper(pub Arc<Parts>);
+
+/// What a mount consists of, as far as locking is concerned.
+pub struct Parts {
     pub fs: Arc<Fs>,
     pub buffers: Arc<Buffers>,
     pub forgetter: Forgetter,
     pub mountpoint: PathBuf,
 }
 
-impl Gatekeeper {
-    /// Makes the kernel send its dirty pages; waits for `bound` at most.
-    fn flush_kernel(&self, bound: Duration) -> bool {
+impl Parts {
+    /// Makes the kernel send its dirty pages.
+    fn flush_kernel(&self) -> bool {
+        std::fs::File::open(&self.mountpoint).and_then(|root| Ok(rustix::fs::syncfs(&root)?)).is_ok()
+    }
+
+    fn commit(fs: &Fs) -> bool {
+        fs.commit_all().inspect_err(|error| tracing::warn!("not everything could be committed: {error:?}")).is_ok()
+    }
+
+    /// Does something that may not come back, and waits for `bound` at most: a lock goes on without it.
+    fn within(bound: Duration, act: impl FnOnce() -> bool + Send + 'static) -> bool {
         let (done, finished) = mpsc::channel();
-        let mountpoint = self.mountpoint.clone();
-        // A thread of its own: if the kernel does not come back, nor does it, and the lock goes on.
         let spawned = std::thread::Builder::new().name("kmsfs-drain".into()).spawn(move || {
-            let synced = std::fs::File::open(&mountpoint).and_then(|root| Ok(rustix::fs::syncfs(&root)?));
-            let _ = done.send(synced.is_ok());
+            // Nobody may be waiting any more.
+            let _ = done.send(act());
         });
         spawned.is_ok() && finished.recv_timeout(bound).unwrap_or(false)
     }
+}
 
-    fn commit(&self) {
-        if let Err(error) = self.fs.commit_all() {
-            tracing::warn!("what was written could not be committed before the lock: {error:?}");
-        }
+impl std::ops::Deref for Gatekeeper {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
     }
 }
 
@@ -54,13 +69,15 @@ impl lease::Volume for Gatekeeper {
         }
         let begin = Instant::now();
         self.fs.begin_drain(reason);
-        if !self.flush_kernel(drain) {
-            tracing::warn!("the kernel did not send all that was written within {drain:?}");
+        let this = Arc::clone(&self.0);
+        if !Parts::within(drain, move || this.flush_kernel() && Parts::commit(&this.fs)) {
+            tracing::warn!("not everything that was written could be stored within {drain:?}");
         }
-        self.commit();
         let known = self.fs.known();
         self.forgetter.forget(&known);
-        self.commit();
+        let this = Arc::clone(&self.0);
+        // What came with that is little.
+        Parts::within(drain.saturating_sub(begin.elapsed()).max(SHORTEST), move || Parts::commit(&this.fs));
         let left = self.fs.close(reason);
         self.forgetter.forget(&known);
         self.buffers.wipe();

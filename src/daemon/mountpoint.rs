@@ -1,6 +1,6 @@
 //! Where a volume appears: what may be there before, what is mounted there, and taking it away.
 
-use crate::cli::{Exit, Failure};
+use crate::failure::{Exit, Failure};
 use rustix::mount::UnmountFlags;
 use std::ffi::OsString;
 use std::io;

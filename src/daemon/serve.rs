@@ -1,10 +1,10 @@
 //! From a volume's directory to a mount that answers, and to its end.
 
 use super::control::{Command, Reply, Socket};
-use super::gatekeeper::Gatekeeper;
+use super::gatekeeper::{Gatekeeper, Parts};
 use super::{MountOptions, Status, mountpoint, process};
-use crate::cli::{Exit, Failure};
 use crate::crypto::Secret32;
+use crate::failure::{Exit, Failure};
 use crate::file::Context;
 use crate::format::Geometry;
 use crate::fs::Fs;
@@ -38,7 +38,9 @@ pub fn serve(options: &MountOptions, ready: impl FnOnce()) -> Result<(), Failure
     let mountpoint = mountpoint::absolute(&options.mountpoint)?;
     mountpoint::check(&mountpoint, options.flags.nonempty)?;
     check_fuse()?;
-    let volume = Volume::open(&options.volume).map_err(|error| Failure::of_volume(&options.volume, error))?;
+    // Other commands say where it is, from wherever they are called.
+    let path = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
+    let volume = Volume::open(&path).map_err(|error| Failure::of_volume(&options.volume, error))?;
     check_identity(options, &volume)?;
     let holding = hold(options, &volume, &mountpoint)?;
     let context = recover(options, &volume)?;
@@ -81,12 +83,12 @@ fn run(
     let source = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
     let session = crate::fuse::mount(kernel, mountpoint, &source, &options.flags)
         .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
-    let gatekeeper = Gatekeeper {
+    let gatekeeper = Gatekeeper(Arc::new(Parts {
         fs: Arc::clone(&fs),
         buffers,
         forgetter: Forgetter::new(session.notifier()),
         mountpoint: mountpoint.to_owned(),
-    };
+    }));
     let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
     let served = std::thread::Builder::new()
         .name("kmsfs-session".into())

@@ -17,6 +17,10 @@ pub struct Status {
     pub since_s: f64,
     /// The KEK with its version.
     pub kek: String,
+    /// How often the KMS is asked, in seconds.
+    pub revalidate_s: f64,
+    /// For how long a KMS that does not answer changes nothing, in seconds.
+    pub offline_grace_s: f64,
     /// For how much longer keys may be used without another answer of the KMS, in seconds.
     pub lease_remaining_s: f64,
     /// How long ago the KMS last granted the key, in seconds.
@@ -70,6 +74,8 @@ impl Status {
             reason: reason.map(|reason| name(reason).to_owned()),
             since_s: ago(lease.since),
             kek: fs.volume().record().newest().volume_key.kek.to_string(),
+            revalidate_s: policy.revalidate().as_secs_f64(),
+            offline_grace_s: policy.offline_grace().as_secs_f64(),
             lease_remaining_s: if unlocked { (bound - ago(lease.last_success)).max(0.0) } else { 0.0 },
             last_granted_s: ago(lease.last_success),
             last_error: lease.last_error.map(|error| error.to_string()),

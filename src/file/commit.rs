@@ -26,7 +26,7 @@ const FIELDS: std::ops::Range<usize> = 0..128;
 const MAC: std::ops::Range<usize> = 1504..1536;
 const ENTRIES_AT: usize = 1536;
 
-/// A snapshot of what changed, on its way to the disk. To be finished with [`File::finish`].
+/// A snapshot of what changed, on its way to the disk. To be finished with [`Batched::finish`].
 #[must_use = "an unfinished commit loses what it took"]
 pub struct Prepared {
     update: Update,
@@ -46,10 +46,10 @@ impl File {
     /// The store's.
     pub fn settle(&self) -> Result<(), Error> {
         let keys = self.keys()?;
-        self.settle_locked(&mut self.state.write(), &keys)
+        self.settle_locked(&mut self.state.write(), &keys, self.context.journal.batch())
     }
 
-    fn settle_locked(&self, state: &mut State, keys: &Keys) -> Result<(), Error> {
+    fn settle_locked(&self, state: &mut State, keys: &Keys, batch: u64) -> Result<(), Error> {
         if state.mode != Mode::Fresh || !state.changed {
             return Ok(());
         }
@@ -67,7 +67,7 @@ impl File {
         let expected = self.context.geometry.stored_len(state.len());
         let header = state.page.header_mut();
         header.generation += 1;
-        header.batch = self.context.journal.batch();
+        header.batch = batch;
         self.store.write_at(state.page.seal(&keys.header_mac), StoredOffset(0))?;
         if self.store.inode().stat()?.len != expected {
             self.store.set_len(expected)?;
@@ -84,7 +84,7 @@ impl File {
     /// The store's and the journal's: what was not made durable stays in memory, and is tried again.
     pub fn sync(&self, attributes: bool) -> Result<(), Error> {
         let _one_at_a_time = self.committing.lock();
-        let prepared = self.prepare()?;
+        let prepared = self.prepare(self.context.journal.batch())?;
         let (needs_sync, first) = {
             let mut state = self.state.write();
             let batch = state.page.header().batch;
@@ -92,7 +92,8 @@ impl File {
             (std::mem::take(&mut state.unsynced), first)
         };
         let needs_sync = needs_sync || prepared.as_ref().is_some_and(|prepared| prepared.needs_sync);
-        if (needs_sync || attributes)
+        // A file of a batch that is not committed is synced whatever it looks like: the batch may be in the middle of it.
+        if (needs_sync || attributes || first)
             && let Err(error) = self.store.sync(!(attributes || first))
         {
             self.state.write().unsynced = true;
@@ -126,25 +127,25 @@ impl File {
     }
 
     /// The first half of a commit, for many files at once: the caller makes everything in place durable next
-    /// (`sync_all` of the store), and then calls [`finish`](Batched::finish). Until then nobody else is told that the
-    /// file is durable.
+    /// (`sync_all` of the store), and then calls [`Batched::finish`]. Until then nobody else is told that the file is
+    /// durable. A new file becomes part of `batch`.
     ///
     /// # Errors
     /// The store's; then nothing has changed.
-    pub fn prepare_batch(&self) -> Result<Batched<'_>, Error> {
+    pub fn prepare_batch(&self, batch: u64) -> Result<Batched<'_>, Error> {
         let guard = self.committing.lock();
-        let prepared = self.prepare()?;
+        let prepared = self.prepare(batch)?;
         let unsynced = std::mem::take(&mut self.state.write().unsynced);
         Ok(Batched { file: self, prepared, unsynced, _one_at_a_time: guard })
     }
 
     /// Takes the snapshot. A fresh file is settled instead, and counts as committed from here on.
-    fn prepare(&self) -> Result<Option<Prepared>, Error> {
+    fn prepare(&self, batch: u64) -> Result<Option<Prepared>, Error> {
         let mut state = self.state.write();
         let state = &mut *state;
         if state.mode == Mode::Fresh {
             let keys = self.keys()?;
-            self.settle_locked(state, &keys)?;
+            self.settle_locked(state, &keys, batch)?;
             state.mode = Mode::Committed;
             return Ok(None);
         }

@@ -142,7 +142,7 @@ impl Mount {
     /// What the tree does every few seconds.
     fn batch(&self, file: &File) -> Result<(), Error> {
         let batch = self.context.journal.begin_batch();
-        let prepared = file.prepare_batch()?;
+        let prepared = file.prepare_batch(batch)?;
         self.store.sync_all()?;
         prepared.finish()?;
         Ok(self.context.journal.commit_batch(batch)?)

@@ -5,7 +5,7 @@ use super::state::{Cut, Mode, State};
 use super::write::MAX_OCCUPIED;
 use super::{Error, File, Keys};
 use crate::format::geometry::{EntryPlace, MAX_PLAIN_LEN};
-use crate::format::tags::{CHILDREN_PER_BLOCK, ENTRIES_PER_HEADER, NO_BLOCK, Parent, parent};
+use crate::format::tags::{CHILDREN_PER_BLOCK, ENTRIES_PER_HEADER, NO_BLOCK};
 use crate::store::Seek;
 use crate::units::{ChunkIndex, PlainOffset};
 
@@ -50,11 +50,11 @@ impl File {
         if count > 0 {
             self.load(state, keys, ChunkIndex(count - 1), ChunkIndex(count - 1))?;
         }
-        let parents = self.load_parents_of_gone(state, keys, geometry.block_count(len), geometry.block_count(old))?;
+        let gone = self.load_parents_of_gone(state, keys, geometry.block_count(len), geometry.block_count(old))?;
         if rest > 0 && self.entry(state, ChunkIndex(count - 1)).is_some() {
             self.reseal(state, keys, ChunkIndex(count - 1), rest as usize)?;
         }
-        self.clear_tags(state, count, old, &parents);
+        self.clear_tags(state, count, old, &gone);
         let stored = geometry.stored_len(len);
         let chunks: Vec<u64> = state.pending.range(count..).map(|(chunk, _)| *chunk).collect();
         for chunk in chunks {
@@ -75,7 +75,7 @@ impl File {
         Ok(())
     }
 
-    /// Brings those blocks into memory that stay and hold the MACs of blocks that go; returns their numbers.
+    /// Brings those blocks into memory that stay and hold the MACs of blocks that go; returns those that go.
     fn load_parents_of_gone(
         &self,
         state: &mut State,
@@ -83,23 +83,29 @@ impl File {
         blocks: u64,
         old_blocks: u64,
     ) -> Result<Vec<u64>, Error> {
-        let mut parents = Vec::new();
+        let mut gone = Vec::new();
         for above in 0..blocks {
-            let gone = children(above, blocks, old_blocks);
-            if above * CHILDREN_PER_BLOCK as u64 + 1 >= old_blocks {
+            let first = above * CHILDREN_PER_BLOCK as u64 + 1;
+            let children = first.max(blocks)..(first + CHILDREN_PER_BLOCK as u64).min(old_blocks);
+            if first >= old_blocks {
                 break;
             }
-            if !gone.is_empty() && self.exists(state, keys, above)? {
-                self.load_block(state, keys, above)?;
-                parents.push(above);
+            if children.is_empty() || !self.exists(state, keys, above)? {
+                continue;
+            }
+            self.load_block(state, keys, above)?;
+            for child in children {
+                if self.mac_of(state, keys, child)? != NO_BLOCK {
+                    gone.push(child);
+                }
             }
         }
-        Ok(parents)
+        Ok(gone)
     }
 
     /// Clears the entries of all chunks from `count` on, and the MACs of the blocks that go. What is needed for it is
     /// in memory.
-    fn clear_tags(&self, state: &mut State, count: u64, old: PlainOffset, parents: &[u64]) {
+    fn clear_tags(&self, state: &mut State, count: u64, old: PlainOffset, gone: &[u64]) {
         let geometry = self.context.geometry;
         let old_count = geometry.chunk_count(old);
         for chunk in count..old_count.min(ENTRIES_PER_HEADER as u64) {
@@ -122,13 +128,9 @@ impl File {
         if blocks == 0 {
             self.set_child(state, 0, &NO_BLOCK);
         }
-        for above in parents {
-            for child in children(*above, blocks, geometry.block_count(old)) {
-                if self.mac_of(state, child) != NO_BLOCK {
-                    self.set_child(state, child, &NO_BLOCK);
-                    state.dirty.cleared_children.insert(child);
-                }
-            }
+        for child in gone {
+            self.set_child(state, *child, &NO_BLOCK);
+            state.dirty.cleared_children.insert(*child);
         }
     }
 
@@ -137,10 +139,7 @@ impl File {
         if state.blocks.contains_key(&block) {
             return Ok(true);
         }
-        if let Parent::Block(above, _) = parent(block) {
-            self.load_block(state, keys, above)?;
-        }
-        Ok(self.mac_of(state, block) != NO_BLOCK)
+        Ok(self.mac_of(state, keys, block)? != NO_BLOCK)
     }
 
     fn clear_entry(&self, state: &mut State, chunk: ChunkIndex) {
@@ -239,10 +238,4 @@ impl File {
         }
         Ok(())
     }
-}
-
-/// Those of the children of a block that go when only `blocks` of `old_blocks` stay.
-fn children(above: u64, blocks: u64, old_blocks: u64) -> std::ops::Range<u64> {
-    let first = above * CHILDREN_PER_BLOCK as u64 + 1;
-    first.max(blocks)..(first + CHILDREN_PER_BLOCK as u64).min(old_blocks)
 }

@@ -17,6 +17,8 @@ use std::sync::Arc;
 pub(super) const MAX_PENDING: usize = 2 << 20;
 /// So many chunks may be remembered as changed since the last commit.
 pub(super) const MAX_OCCUPIED: usize = 64 << 10;
+/// So many tag blocks may be new since the last commit: they go into the update whole, 3 MiB.
+const MAX_NEW_BLOCKS: usize = 256;
 
 thread_local! {
     /// Ciphertext on its way out.
@@ -48,7 +50,9 @@ impl File {
             let written = self.write_locked(&mut state, &keys, offset, PlainOffset(end), data);
             // What it left behind the end has to be cut off again, which the next commit does.
             written.inspect_err(|_| state.changed = true)?;
-            state.pending_bytes >= MAX_PENDING || state.occupied.len() >= MAX_OCCUPIED
+            state.pending_bytes >= MAX_PENDING
+                || state.occupied.len() >= MAX_OCCUPIED
+                || (state.mode == Mode::Committed && state.dirty.new_blocks.len() >= MAX_NEW_BLOCKS)
         };
         if full { self.commit() } else { Ok(()) }
     }
@@ -67,7 +71,7 @@ impl File {
         self.load(state, keys, first, last)?;
         let mut chunk = first;
         while chunk <= last {
-            self.reserve_blocks(state, chunk)?;
+            self.reserve_blocks(state, keys, chunk)?;
             chunk = ChunkIndex(geometry.last_with_same_tags(chunk).0 + 1);
         }
         let new_len = PlainOffset(state.len().0.max(end.0));

@@ -4,6 +4,9 @@ use super::*;
 use crate::crypto::Secret32;
 use crate::fs::keyring::Unlocked;
 
+/// An inode, and the directories and names by which the kernel knows it.
+pub type Known = (u64, Vec<(u64, Vec<u8>)>);
+
 impl Fs {
     /// A mount of a volume with its key. Nothing is read yet.
     ///
@@ -26,7 +29,7 @@ impl Fs {
             leases,
             envelopes: Envelopes::default(),
             read_only,
-            gate: RwLock::new(Gate::Open(Unlocked::from(volume_key))),
+            gate: RwLock::new(Gate::Open(Box::new(Unlocked::from(volume_key)))),
             reason: Mutex::new(LockReason::Operator),
             draining: AtomicBool::new(false),
             namespace: RwLock::new(()),
@@ -34,6 +37,7 @@ impl Fs {
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
             fresh: Mutex::default(),
+            committing: Mutex::default(),
             counters: Counters::default(),
         })
     }
@@ -77,14 +81,14 @@ impl Fs {
         self.volume.authenticate(&volume_key).map_err(|error| error.to_string())?;
         self.leases.unlock();
         let mut gate = self.gate.write();
-        *gate = Gate::Open(Unlocked::from(volume_key));
+        *gate = Gate::Open(Box::new(Unlocked::from(volume_key)));
         self.draining.store(false, Ordering::Release);
         Ok(())
     }
 
     /// The inodes that the kernel knows, with the names by which it knows them: all that it has to forget. Needs the
     /// keys, so it is asked before [`close`](Self::close).
-    pub fn known(&self) -> Vec<(u64, Vec<(u64, Vec<u8>)>)> {
+    pub fn known(&self) -> Vec<Known> {
         let Ok(keys) = self.enter_draining() else { return Vec::new() };
         let plain = self.volume.record().plain_names;
         let name = |place: nodes::Place| {

@@ -8,7 +8,8 @@ pub const INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl Fs {
     /// Commits everything that changed so far:
-    /// 1. the next batch begins: files that are created from here on belong to it;
+    /// 1. the next batch begins: files that are created from here on belong to it. Whoever was creating one finishes
+    ///    first, so that no file of the batch that ends is overlooked;
     /// 2. a snapshot is taken of every changed file, and new files get their headers (a crash: they are as they were);
     /// 3. everything in place is made durable (a crash: the same);
     /// 4. the snapshots go to the journal and are put in place (a crash: some files are new, some are old);
@@ -17,25 +18,19 @@ impl Fs {
     /// # Errors
     /// The first of the store's or the journal's; what was not committed is tried again.
     pub fn commit_all(&self) -> Result<()> {
-        let _keys = self.enter_draining()?;
         if self.read_only {
             return Ok(());
         }
+        let _one_at_a_time = self.committing.lock();
         let journal = &self.context.journal;
-        let fresh = std::mem::take(&mut *self.fresh.lock());
-        let files: Vec<Arc<File>> = {
-            let files = self.files.lock();
-            files
-                .values()
-                .map(|open| Arc::clone(&open.file))
-                .filter(|file| file.wants_commit() && file.has_keys())
-                .collect()
-        };
-        if files.is_empty() && fresh.inos.is_empty() {
+        if self.fresh.lock().inos.is_empty() && self.changed_files().is_empty() {
             return Ok(self.checkpoint()?);
         }
         let batch = journal.begin_batch();
-        let result = self.commit_files(&files, &fresh);
+        drop(self.namespace.write());
+        let fresh = std::mem::take(&mut *self.fresh.lock());
+        let files = self.changed_files();
+        let result = self.commit_files(batch, &files, &fresh);
         match result {
             Ok(()) => {
                 journal.commit_batch(batch)?;
@@ -52,13 +47,26 @@ impl Fs {
         }
     }
 
-    fn commit_files(&self, files: &[Arc<File>], fresh: &FreshFiles) -> Result<()> {
+    fn changed_files(&self) -> Vec<Arc<File>> {
+        let files = self.files.lock();
+        files
+            .values()
+            .map(|open| Arc::clone(&open.file))
+            .filter(|file| file.wants_commit() && file.has_keys())
+            .collect()
+    }
+
+    fn commit_files(&self, batch: u64, files: &[Arc<File>], fresh: &FreshFiles) -> Result<()> {
         let mut batched = Vec::new();
         let mut failed = None;
-        for file in files {
-            match file.prepare_batch() {
-                Ok(prepared) => batched.push(prepared),
-                Err(error) => failed = Some(Error::from(error)),
+        {
+            // Only the snapshots need keys: a lock must not have to wait for the disk.
+            let _keys = self.enter_draining()?;
+            for file in files {
+                match file.prepare_batch(batch) {
+                    Ok(prepared) => batched.push(prepared),
+                    Err(error) => failed = Some(Error::from(error)),
+                }
             }
         }
         if fresh.many {

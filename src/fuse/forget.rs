@@ -1,12 +1,10 @@
 //! Making the kernel forget what it knows of a mount. Only for a thread that serves no request and holds no lock: the
 //! kernel writes dirty pages out before it forgets them.
 
+use crate::fs::Known;
 use fuser::{INodeNo, Notifier};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-
-/// An inode, and the directories and names by which the kernel knows it.
-pub type Known = (u64, Vec<(u64, Vec<u8>)>);
 
 /// Tells the kernel to forget.
 pub struct Forgetter(Notifier);

@@ -141,14 +141,14 @@ fn read_log(file: &Arc<dyn StoreFile>, recovery: &mut Recovery) -> io::Result<Op
         // was made by damage, not by a crash; what lies beyond it is still good.
         let mut next = later;
         let mut damaged = false;
+        let mut beyond = Vec::new();
         while let Some((record, len)) = record_at(&bytes, next, state.sequence) {
             damaged |= record.1.synced > position as u64;
-            if damaged {
-                records.push(record.0);
-            }
+            beyond.push(record.0);
             next += len;
         }
         if damaged {
+            records.extend(beyond);
             recovery.damaged_at.push(position as u64);
         }
     }
@@ -369,7 +369,7 @@ mod tests {
         let (journal, first) = volume.open();
         assert_eq!(first, Recovery::default());
         // Dropped without having been applied: the crash.
-        std::mem::forget(commit(&journal, &target, &write(4096, b"new", 8192)));
+        let _ = commit(&journal, &target, &write(4096, b"new", 8192));
         drop(journal);
         let (journal, recovery) = volume.open();
         assert_eq!((recovery.crashed, recovery.updates, recovery.files), (true, 1, 1));
@@ -389,11 +389,11 @@ mod tests {
         file.write_at(b"fresh", StoredOffset(8192)).unwrap();
         file.write_at(b"fresh", StoredOffset(4096)).unwrap();
         let (journal, _) = volume.open();
-        std::mem::forget(commit(&journal, &target, &write(4096, b"one!!", 12_288)));
-        std::mem::forget(commit(&journal, &target, &write(8192, b"cut!!", 12_288)));
-        std::mem::forget(commit(&journal, &target, &write(100, b"two", 8192)));
+        let _ = commit(&journal, &target, &write(4096, b"one!!", 12_288));
+        let _ = commit(&journal, &target, &write(8192, b"cut!!", 12_288));
+        let _ = commit(&journal, &target, &write(100, b"two", 8192));
         let void = Update { voids: vec![(StoredOffset(4096), 4096)], ..write(101, b"W", 12_288) };
-        std::mem::forget(commit(&journal, &target, &void));
+        let _ = commit(&journal, &target, &void);
         drop(journal);
         volume.open();
         let bytes = read(&*file);
@@ -409,8 +409,8 @@ mod tests {
         let (moved, moved_target) = volume.file(b"moved", 1, 8192);
         let (_, gone_target) = volume.file(b"gone", 2, 8192);
         let (journal, _) = volume.open();
-        std::mem::forget(commit(&journal, &moved_target, &write(4096, b"new", 8192)));
-        std::mem::forget(commit(&journal, &gone_target, &write(4096, b"new", 8192)));
+        let _ = commit(&journal, &moved_target, &write(4096, b"new", 8192));
+        let _ = commit(&journal, &gone_target, &write(4096, b"new", 8192));
         let tree = volume.root.open_dir(b"tree").unwrap();
         tree.make_dir(b"below", 0o700).unwrap();
         let below = tree.open_dir(b"below").unwrap();
@@ -431,7 +431,7 @@ mod tests {
             let (file, target) = volume.file(b"f", 1, 8192);
             let (journal, _) = volume.open();
             for number in 0..3_u8 {
-                std::mem::forget(commit(&journal, &target, &write(4096 + u64::from(number), &[number + 1], 8192)));
+                let _ = commit(&journal, &target, &write(4096 + u64::from(number), &[number + 1], 8192));
             }
             drop(journal);
             let len = record::update_len(&target, &write(4096, &[1], 8192)) as u64;
@@ -467,11 +467,58 @@ mod tests {
             }
         });
         let last = commit(&journal, &target, &write(4096, b"last", 8192 + (4 << 20)));
-        std::mem::forget(last);
+        let _ = last;
         drop(journal);
         let (_, recovery) = volume.open();
         assert_eq!(recovery.files, 1);
         assert_eq!(&read(&*file)[4096..4100], b"last");
         assert_eq!(file.inode().stat().unwrap().len.0, 8192 + (4 << 20));
+    }
+
+    #[test]
+    fn the_two_batches_that_may_be_in_use_are_crashed_whatever_became_of_them() {
+        let volume = Volume::new();
+        let (journal, _) = volume.open();
+        journal.commit_batch(journal.begin_batch()).unwrap();
+        // The second one could not be committed, and is begun anew.
+        assert_eq!((journal.begin_batch(), journal.begin_batch(), journal.batch()), (2, 2, 3));
+        drop(journal);
+        let (journal, _) = volume.open();
+        assert_eq!((journal.crashed_batches(), journal.batch()), (vec![2, 3], 4));
+        assert!(journal.is_committed(1) && !journal.is_committed(2) && !journal.is_committed(3));
+    }
+
+    #[test]
+    fn a_new_header_that_is_torn_leaves_the_old_one() {
+        for close in [false, true] {
+            let volume = Volume::new();
+            let logs = volume.root.open_dir(b"journal").unwrap();
+            let page = |which: usize| {
+                let mut page = [0; PAGE];
+                logs.open_file(LOG_NAMES[which], true).unwrap().read_at(&mut page, StoredOffset(0)).unwrap();
+                page
+            };
+            let put = |which: usize, page: &[u8]| {
+                logs.open_file(LOG_NAMES[which], true).unwrap().write_at(page, StoredOffset(0)).unwrap();
+            };
+            // Twice, so that there are crashed batches to be remembered.
+            drop(volume.open());
+            let (journal, _) = volume.open();
+            let before = [page(0), page(1)];
+            if close {
+                journal.close().unwrap();
+            } else {
+                drop(journal);
+                drop(volume.open());
+            }
+            // Only a part of the header that was written first reached the disk, and nothing that came after.
+            let new = if page(0) == [0; PAGE] { 1 } else { 0 };
+            let torn = [&page(new)[..512], &before[new][512..]].concat();
+            put(new, &torn);
+            put(1 - new, &before[1 - new]);
+            let (journal, recovery) = volume.open();
+            assert!(recovery.crashed);
+            assert_eq!(journal.crashed_batches()[..2], [1, 2]);
+        }
     }
 }

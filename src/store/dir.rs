@@ -371,19 +371,23 @@ impl Inode for Handle {
 }
 
 impl Handle {
+    /// Copies the value; into an empty buffer, returns its length only, for which rustix has functions of their own.
     fn getxattr(&self, name: &[u8], value: &mut [u8]) -> Result<usize, Errno> {
-        if self.path_only {
-            rustix::fs::getxattr(self.proc_path(), name, value)
-        } else {
-            rustix::fs::fgetxattr(&self.fd, name, value)
+        match (self.path_only, value.is_empty()) {
+            (true, true) => rustix::fs::getxattr_query(self.proc_path(), name),
+            (true, false) => rustix::fs::getxattr(self.proc_path(), name, value),
+            (false, true) => rustix::fs::fgetxattr_query(&self.fd, name),
+            (false, false) => rustix::fs::fgetxattr(&self.fd, name, value),
         }
     }
 
+    /// The same for the list of names.
     fn listxattr(&self, names: &mut [u8]) -> Result<usize, Errno> {
-        if self.path_only {
-            rustix::fs::listxattr(self.proc_path(), names)
-        } else {
-            rustix::fs::flistxattr(&self.fd, names)
+        match (self.path_only, names.is_empty()) {
+            (true, true) => rustix::fs::listxattr_query(self.proc_path()),
+            (true, false) => rustix::fs::listxattr(self.proc_path(), names),
+            (false, true) => rustix::fs::flistxattr_query(&self.fd),
+            (false, false) => rustix::fs::flistxattr(&self.fd, names),
         }
     }
 }
@@ -477,6 +481,27 @@ mod tests {
         }
         fn replace(root: &dyn StoreDir, content: &[u8]) {
             super::super::replace_file(root, b"name", content, 0o600).unwrap();
+        }
+    }
+
+    #[test]
+    fn extended_attributes_come_back_whole_through_either_kind_of_descriptor() {
+        let (_keep, store) = store();
+        let root = store.root();
+        let file = root.create_file(b"file", 0o644).unwrap();
+        let by_path = root.entry(b"file").unwrap();
+        for inode in [file.inode(), &*by_path, root.inode()] {
+            assert_eq!(inode.xattr(b"user.long").unwrap(), None);
+            assert!(inode.xattr_names().unwrap().is_empty());
+            inode.set_xattr(b"user.long", &[7; 300], SetXattr::Create).unwrap();
+            inode.set_xattr(b"user.empty", b"", SetXattr::Any).unwrap();
+            assert_eq!(inode.xattr(b"user.long").unwrap(), Some(vec![7; 300]));
+            assert_eq!(inode.xattr(b"user.empty").unwrap(), Some(vec![]));
+            let mut names = inode.xattr_names().unwrap();
+            names.sort();
+            assert_eq!(names, [&b"user.empty"[..], b"user.long"]);
+            inode.remove_xattr(b"user.long").unwrap();
+            inode.remove_xattr(b"user.empty").unwrap();
         }
     }
 }

@@ -4,6 +4,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 const NAME: &str = "lock";
@@ -31,7 +32,8 @@ impl Holding {
     /// # Errors
     /// `Ok(Err(holder))` names who has it, as far as that is known; else the system's error.
     pub fn take(volume: &Path, holder: &Holder, shared: bool) -> io::Result<Result<Self, Option<Holder>>> {
-        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(volume.join(NAME))?;
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(volume.join(NAME))?;
         let operation =
             if shared { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
         match rustix::fs::flock(&file, operation) {

@@ -1,0 +1,149 @@
+//! What goes wrong at the command line: each with its exit code, an error and a hint, and nothing changed.
+
+use crate::harness::{Mount, Outcome, Volume};
+use std::fs;
+
+const VOLUME: i32 = 3;
+const MOUNTPOINT: i32 = 4;
+const ALREADY_MOUNTED: i32 = 9;
+const BUSY: i32 = 10;
+const WRONG_KEY: i32 = 11;
+
+fn text(path: &std::path::Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+#[test]
+fn a_second_mount_is_refused_and_the_holder_named() -> Outcome {
+    let mount = Mount::new();
+    let volume = mount.volume();
+    let elsewhere = volume.file("elsewhere");
+    fs::create_dir(&elsewhere)?;
+    let error = volume.fails(&["mount", text(&volume.path()), text(&elsewhere)], ALREADY_MOUNTED);
+    assert!(error.contains(text(&volume.mountpoint())), "{error}");
+    let error = volume.mount_fails(&[], ALREADY_MOUNTED);
+    assert!(error.contains(text(&volume.path())), "{error}");
+    fs::write(mount.at("file"), "still works")?;
+    Ok(())
+}
+
+#[test]
+fn a_mount_in_use_is_not_unmounted() -> Outcome {
+    let mount = Mount::new();
+    let mountpoint = mount.volume().mountpoint();
+    let file = fs::File::create(mount.at("file"))?;
+    mount.volume().fails(&["umount", text(&mountpoint)], BUSY);
+    fs::write(mount.at("other"), "still works")?;
+    drop(file);
+    fs::create_dir(mount.at("d"))?;
+    let mut child =
+        std::process::Command::new("cat").current_dir(mount.at("d")).stdin(std::process::Stdio::piped()).spawn()?;
+    mount.volume().fails(&["umount", text(&mountpoint)], BUSY);
+    drop(child.stdin.take());
+    child.wait()?;
+    let volume = mount.unmount();
+    volume.fails(&["umount", text(&mountpoint)], MOUNTPOINT);
+    Ok(())
+}
+
+#[test]
+fn only_an_empty_directory_becomes_a_volume() -> Outcome {
+    let volume = Volume::nothing();
+    volume.make_key("kek");
+    let (path, kek) = (volume.path(), volume.kek("kek"));
+    fs::create_dir(&path)?;
+    fs::write(path.join("file"), "mine")?;
+    volume.fails(&["init", text(&path), "--kek", &kek], VOLUME);
+    assert_eq!(fs::read_dir(&path)?.count(), 1);
+    fs::remove_file(path.join("file"))?;
+    volume.ok(&["init", text(&path), "--kek", &kek]);
+    let record = fs::read(path.join("volume.kmsfs"))?;
+    let error = volume.fails(&["init", text(&path), "--kek", &kek], VOLUME);
+    assert!(error.contains("already"), "{error}");
+    assert_eq!(fs::read(path.join("volume.kmsfs"))?, record);
+    Ok(())
+}
+
+#[test]
+fn a_key_that_is_none_makes_no_volume() -> Outcome {
+    let volume = Volume::nothing();
+    fs::write(volume.file("short"), "AAAA\n")?;
+    fs::set_permissions(volume.file("short"), std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    for (kek, code) in [(volume.kek("short"), 12), (volume.kek("missing"), 12), ("nonsense".to_owned(), 12)] {
+        volume.fails(&["init", text(&volume.path()), "--kek", &kek], code);
+        assert!(!volume.path().exists(), "{kek}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_no_volume_is_not_mounted() -> Outcome {
+    let volume = Volume::nothing();
+    volume.mount_fails(&[], VOLUME);
+    fs::create_dir(volume.path())?;
+    volume.mount_fails(&[], VOLUME);
+    fs::write(volume.path().join("volume.kmsfs"), "")?;
+    volume.mount_fails(&[], VOLUME);
+    Ok(())
+}
+
+#[test]
+fn a_record_with_any_byte_changed_is_refused() -> Outcome {
+    let volume = Volume::new();
+    let record = volume.path().join("volume.kmsfs");
+    let good = fs::read(&record)?;
+    for at in (0..good.len()).step_by(good.len() / 12) {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        fs::write(&record, bad)?;
+        let arguments = volume.mount_arguments(&[]);
+        let ended = volume.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(matches!(ended.code, VOLUME | 6 | WRONG_KEY | 12), "byte {at}: {ended:?}");
+        assert!(ended.stderr.contains("\nhint: "), "byte {at}: {ended:?}");
+    }
+    fs::write(&record, &good[..good.len() - 1])?;
+    volume.mount_fails(&[], VOLUME);
+    fs::write(&record, good)?;
+    volume.mount(&[]);
+    Ok(())
+}
+
+#[test]
+fn a_wrong_key_or_volume_is_refused() -> Outcome {
+    let volume = Volume::new();
+    volume.make_key("other");
+    let other = volume.kek("other");
+    volume.mount_fails(&["--kek", &other], WRONG_KEY);
+    let key = fs::read(volume.file("kek"))?;
+    fs::copy(volume.file("other"), volume.file("kek"))?;
+    volume.mount_fails(&[], WRONG_KEY);
+    fs::write(volume.file("kek"), key)?;
+    volume.mount_fails(&["--volume-id", &"0".repeat(32)], WRONG_KEY);
+    let info: serde_json::Value = serde_json::from_str(&volume.ok(&["info", "--json", text(&volume.path())]))?;
+    let id = info["volume_id"].as_str().expect("an id").to_owned();
+    volume.mount(&["--volume-id", &id]);
+    Ok(())
+}
+
+#[test]
+fn a_mountpoint_has_to_be_an_empty_directory() -> Outcome {
+    let volume = Volume::new();
+    fs::write(volume.mountpoint().join("file"), "x")?;
+    volume.mount_fails(&[], MOUNTPOINT);
+    let volume = volume.mount(&["-o", "nonempty"]).unmount();
+    assert_eq!(fs::read(volume.mountpoint().join("file"))?, b"x");
+    fs::remove_file(volume.mountpoint().join("file"))?;
+    fs::remove_dir(volume.mountpoint())?;
+    volume.mount_fails(&[], MOUNTPOINT);
+    fs::write(volume.mountpoint(), "")?;
+    let arguments = volume.mount_arguments(&[]);
+    assert_eq!(volume.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).code, MOUNTPOINT);
+    Ok(())
+}
+
+#[test]
+fn an_unknown_option_is_named() {
+    let volume = Volume::new();
+    let error = volume.mount_fails(&["-o", "allow-other"], 2);
+    assert!(error.contains("'allow-other'"), "{error}");
+}

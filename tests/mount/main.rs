@@ -1,0 +1,17 @@
+//! Volumes as programs meet them: the real program, the real kernel. Needs root and `/dev/fuse`, and fails without.
+
+mod basics;
+mod command_line;
+mod data;
+mod directories;
+mod file_locks;
+mod harness;
+mod locking;
+mod names;
+mod permissions;
+mod recovery;
+mod remount;
+mod storms;
+mod unlinked;
+mod unreadable;
+mod xattrs;

@@ -1,0 +1,168 @@
+//! Other users, setuid and setgid, sticky directories, ACLs.
+
+use crate::harness::{FOR_ALL, Mount, NOBODY, Outcome, number, python_as, run};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+#[test]
+fn permissions_are_those_of_the_calling_user() -> Outcome {
+    let mount = Mount::for_all();
+    fs::write(mount.at("secret"), "x")?;
+    fs::set_permissions(mount.at("secret"), Permissions::from_mode(0o600))?;
+    fs::create_dir(mount.at("open"))?;
+    fs::set_permissions(mount.at("open"), Permissions::from_mode(0o777))?;
+    python_as(
+        NOBODY,
+        r"
+os.chdir(argv[0])
+def denied(act):
+    try:
+        act()
+    except PermissionError:
+        return
+    assert False
+denied(lambda: open('secret'))
+denied(lambda: open('new', 'w'))
+denied(lambda: os.chmod('secret', 0o666))
+denied(lambda: os.unlink('secret'))
+open('open/mine', 'w').write('x')
+os.mkdir('open/directory', 0o700)
+os.symlink('t', 'open/link')
+os.mkfifo('open/fifo')
+denied(lambda: os.chown('open/mine', 0, 0))
+",
+        &[&mount.at("")],
+    );
+    for name in ["mine", "directory", "link", "fifo"] {
+        let attributes = fs::symlink_metadata(mount.at("open").join(name))?;
+        assert_eq!((attributes.uid(), attributes.gid()), (NOBODY, NOBODY), "{name}");
+    }
+    assert_eq!(fs::metadata(mount.at("open/mine"))?.mode() & 0o7777, 0o644);
+    Ok(())
+}
+
+#[test]
+fn without_allow_other_nobody_else_gets_in() -> Outcome {
+    let mount = Mount::new();
+    fs::set_permissions(mount.at(""), Permissions::from_mode(0o777))?;
+    python_as(
+        NOBODY,
+        "
+try:
+    os.listdir(argv[0])
+    assert False
+except PermissionError:
+    pass
+",
+        &[&mount.at("")],
+    );
+    Ok(())
+}
+
+#[test]
+fn a_write_by_another_user_clears_setuid_and_setgid() -> Outcome {
+    let mount = Mount::for_all();
+    for act in ["os.write(os.open(argv[0], os.O_WRONLY), b'x')", "os.truncate(argv[0], 1)"] {
+        fs::write(mount.at("file"), "content")?;
+        fs::set_permissions(mount.at("file"), Permissions::from_mode(0o6777))?;
+        python_as(NOBODY, act, &[&mount.at("file")]);
+        assert_eq!(fs::metadata(mount.at("file"))?.mode() & 0o7777, 0o777, "{act}");
+    }
+    fs::set_permissions(mount.at("file"), Permissions::from_mode(0o6777))?;
+    std::os::unix::fs::chown(mount.at("file"), Some(NOBODY), None)?;
+    assert_eq!(fs::metadata(mount.at("file"))?.mode() & 0o7777, 0o777);
+    Ok(())
+}
+
+#[test]
+fn a_write_takes_file_capabilities_away() -> Outcome {
+    let mount = Mount::for_all();
+    fs::write(mount.at("file"), "content")?;
+    run("setcap", &[&"cap_net_raw+ep", &mount.at("file")]);
+    let mount = mount.again(FOR_ALL);
+    assert!(run("getcap", &[&mount.at("file")]).contains("cap_net_raw"));
+    fs::write(mount.at("file"), "changed")?;
+    assert_eq!(run("getcap", &[&mount.at("file")]), "");
+    Ok(())
+}
+
+#[test]
+fn what_is_made_in_a_setgid_directory_gets_its_group() -> Outcome {
+    let mount = Mount::for_all();
+    for group in [0, 1234] {
+        let directory = mount.at(format!("of-{group}"));
+        fs::create_dir(&directory)?;
+        std::os::unix::fs::chown(&directory, None, Some(group))?;
+        fs::set_permissions(&directory, Permissions::from_mode(0o2777))?;
+        python_as(
+            NOBODY,
+            "os.chdir(argv[0]); open('file', 'w').close(); os.mkdir('directory'); os.symlink('t', 'link')",
+            &[&directory],
+        );
+        for (name, mode) in [("file", 0o644), ("directory", 0o2755), ("link", 0o777)] {
+            let attributes = fs::symlink_metadata(directory.join(name))?;
+            let seen = (attributes.uid(), attributes.gid(), attributes.mode() & 0o7777);
+            assert_eq!(seen, (NOBODY, group, mode), "{name} of {group}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn in_a_sticky_directory_only_owners_remove() -> Outcome {
+    let mount = Mount::for_all();
+    fs::create_dir(mount.at("tmp"))?;
+    fs::set_permissions(mount.at("tmp"), Permissions::from_mode(0o1777))?;
+    fs::write(mount.at("tmp/root"), "x")?;
+    python_as(
+        NOBODY,
+        r"
+os.chdir(argv[0])
+open('mine', 'w').close()
+for act in [lambda: os.unlink('root'), lambda: os.rename('root', 'r'), lambda: os.rename('mine', 'root')]:
+    try:
+        act()
+        assert False
+    except PermissionError:
+        pass
+os.unlink('mine')
+",
+        &[&mount.at("tmp")],
+    );
+    Ok(())
+}
+
+#[test]
+fn access_control_lists_are_obeyed_inherited_and_kept() -> Outcome {
+    let mount = Mount::for_all();
+    fs::write(mount.at("file"), "x")?;
+    fs::set_permissions(mount.at("file"), Permissions::from_mode(0o600))?;
+    run("setfacl", &[&"-m", &"u:nobody:rw", &mount.at("file")]);
+    python_as(NOBODY, "open(argv[0], 'a').write('y')", &[&mount.at("file")]);
+    fs::create_dir(mount.at("d"))?;
+    run("setfacl", &[&"-d", &"-m", &"u:nobody:rwx,g::r-x,o::---,m::rwx", &mount.at("d")]);
+    run("sh", &[&"-c", &"umask 077; echo x > $1/file; mkdir $1/below", &"sh", &mount.at("d")]);
+    let mount = mount.again(FOR_ALL);
+    let acl = |path: &str| run("getfacl", &[&"-cpE", &mount.at(path)]);
+    assert_eq!(acl("file"), "user::rw-\nuser:nobody:rw-\ngroup::---\nmask::rw-\nother::---\n\n");
+    assert_eq!(acl("d/file"), "user::rw-\nuser:nobody:rwx\ngroup::r-x\nmask::rw-\nother::---\n\n");
+    let below = acl("d/below");
+    assert!(below.starts_with("user::rwx\nuser:nobody:rwx\ngroup::r-x\nmask::rwx\nother::---\n"), "{below}");
+    assert!(below.contains("default:user:nobody:rwx\n"), "{below}");
+    assert_eq!(fs::metadata(mount.at("d/file"))?.mode() & 0o7777, 0o660);
+    fs::set_permissions(mount.at("d/file"), Permissions::from_mode(0o640))?;
+    assert!(acl("d/file").contains("mask::r--\n"));
+    run("setfacl", &[&"-b", &mount.at("d/file")]);
+    assert_eq!(acl("d/file"), "user::rw-\ngroup::r-x\nother::---\n\n");
+    Ok(())
+}
+
+#[test]
+fn device_nodes_work_only_where_they_are_allowed() -> Outcome {
+    let mount = Mount::for_all();
+    run("mknod", &[&mount.at("null"), &"c", &"1", &"3"]);
+    fs::write(mount.at("null"), "x")?;
+    let mount = mount.again(&[]);
+    assert_eq!(number(fs::write(mount.at("null"), "x")), libc::EACCES);
+    Ok(())
+}

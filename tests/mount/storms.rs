@@ -1,0 +1,145 @@
+//! Many threads at once, each seeing only what it may see.
+
+use crate::harness::{Mount, Outcome, bytes};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+
+#[test]
+fn numbers_of_removed_files_are_used_again_without_mixing_files_up() -> Outcome {
+    let mount = Mount::new();
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let mount = &mount;
+            scope.spawn(move || {
+                let mut held = Vec::new();
+                for i in 0..400 {
+                    let (path, seed) = (mount.at(format!("{thread}-{}", i % 3)), thread << 32 | i);
+                    let content = bytes(seed, (i * 97 % 20_000) as usize);
+                    fs::write(&path, &content).expect("written");
+                    assert!(fs::read(&path).expect("read") == content, "{thread} {i}");
+                    if i % 10 == 0 {
+                        held.push((fs::File::open(&path).expect("opened"), content));
+                    }
+                    fs::remove_file(&path).expect("removed");
+                    for (file, content) in held.iter().rev().take(3) {
+                        assert!(crate::harness::content(file) == *content, "{thread} {i}");
+                    }
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+#[test]
+fn renames_in_a_storm_lose_and_mix_up_nothing() -> Outcome {
+    const FILES: u64 = 40;
+    let mount = Mount::new();
+    let name = |place: u64| {
+        format!("d{}/{}", place % 3, if place % 2 == 0 { "short" } else { "long" }.repeat(60)) + &place.to_string()
+    };
+    let name = |place: u64| name(place).replace("short".repeat(60).as_str(), "short");
+    for directory in 0..3 {
+        fs::create_dir(mount.at(format!("d{directory}")))?;
+    }
+    for i in 0..FILES {
+        fs::write(mount.at(name(i)), bytes(i, 5000 + i as usize))?;
+    }
+    let seeds: Vec<Vec<u8>> = (0..FILES).map(|i| bytes(i, 5000 + i as usize)).collect();
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let (mount, name, seeds) = (&mount, &name, &seeds);
+            scope.spawn(move || {
+                // Each thread moves its own files between places that no other one uses, and looks at those of others.
+                let places = |file: u64, round: u64| 1000 * (thread + 1) + (file * 7 + round) % 500;
+                let mine: Vec<u64> = (0..FILES).filter(|file| file % 4 == thread).collect();
+                let mut at: Vec<String> = mine.iter().map(|file| name(*file)).collect();
+                for round in 0..40 {
+                    for (index, file) in mine.iter().enumerate() {
+                        let to = name(places(*file, round));
+                        if fs::metadata(mount.at(&to)).is_ok() {
+                            continue;
+                        }
+                        fs::rename(mount.at(&at[index]), mount.at(&to)).expect("renamed");
+                        at[index] = to;
+                    }
+                    for entry in fs::read_dir(mount.at(format!("d{}", round % 3))).expect("listed") {
+                        match fs::read(entry.expect("an entry").path()) {
+                            Ok(content) => assert!(seeds.contains(&content)),
+                            Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound),
+                        }
+                    }
+                }
+                for (index, file) in mine.iter().enumerate() {
+                    assert!(fs::read(mount.at(&at[index])).expect("read") == seeds[*file as usize]);
+                }
+            });
+        }
+    });
+    let mount = mount.again(&[]);
+    let mut found = Vec::new();
+    for directory in 0..3 {
+        for entry in fs::read_dir(mount.at(format!("d{directory}")))? {
+            found.push(fs::read(entry?.path())?);
+        }
+    }
+    found.sort();
+    let mut expected = seeds;
+    expected.sort();
+    assert!(found == expected);
+    Ok(())
+}
+
+#[test]
+fn replacing_a_file_by_rename_shows_the_old_or_the_new_one() -> Outcome {
+    let mount = Mount::new();
+    fs::write(mount.at("file"), vec![0; 10_000])?;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let content = fs::read(mount.at("file")).expect("always there");
+                    assert!(content.len() == 10_000 && content.iter().all(|byte| *byte == content[0]));
+                }
+            });
+        }
+        for round in 1..300 {
+            fs::write(mount.at("new"), vec![round as u8; 10_000]).expect("written");
+            fs::rename(mount.at("new"), mount.at("file")).expect("renamed");
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    Ok(())
+}
+
+#[test]
+fn reads_writes_and_truncates_of_one_file_never_fail() -> Outcome {
+    let mount = Mount::new();
+    fs::write(mount.at("file"), vec![b'a'; 1 << 20])?;
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let mount = &mount;
+            scope.spawn(move || {
+                let file = fs::OpenOptions::new().read(true).write(true).open(mount.at("file")).expect("opened");
+                let mut buffer = vec![0; 70_000];
+                for i in 0..300_u64 {
+                    let offset = (i * 7919 + thread * 104_729) % (1 << 20);
+                    match (i + thread) % 4 {
+                        0 => file.set_len(offset).expect("truncated"),
+                        1 => file
+                            .write_all_at(&buffer.iter().map(|_| b'a').collect::<Vec<_>>(), offset)
+                            .expect("written"),
+                        2 if i % 30 == 2 => file.sync_all().expect("synced"),
+                        _ => {
+                            let len = file.read_at(&mut buffer, offset).expect("read");
+                            assert!(buffer[..len].iter().all(|byte| matches!(byte, 0 | b'a')));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    Ok(())
+}
