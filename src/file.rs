@@ -286,7 +286,7 @@ impl File {
     /// Whether there is anything that a commit would have to do and that would be lost with this value.
     pub fn waits_for_commit(&self) -> bool {
         let state = self.state.read();
-        state.is_dirty()
+        state.is_dirty() || state.underway
     }
 
     /// Whether a batch has to take the file along.

@@ -87,7 +87,7 @@ pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir, len: u64) -> io::Result<(Jo
     let active = 1 - newest;
     logs[active].recycle(&state)?;
     logs[newest].retire()?;
-    let journal = Journal::of(Inner::of(logs, active, &state, None));
+    let journal = Journal::of(Inner::of(logs, active, &state), 0);
     Ok((journal, recovery))
 }
 
@@ -108,7 +108,7 @@ pub fn read_only(dir: &dyn StoreDir) -> io::Result<(Journal, bool)> {
     let state = found.into_iter().max_by_key(|state| state.sequence);
     let clean = state.as_ref().is_none_or(|state| state.clean);
     let state = state.unwrap_or_default();
-    Ok((Journal::of(Inner::of(logs, 0, &state, Some(libc::EROFS))), clean))
+    Ok((Journal::of(Inner::of(logs, 0, &state), libc::EROFS), clean))
 }
 
 /// Opens a log file; a missing one is made under another name first, so that a short one is never found.
