@@ -72,6 +72,7 @@ impl Fs {
             }
         }
         let id = if self.volume.record().plain_names { None } else { Some(self.dir_id(ino)?) };
+        let mut given = 2_u64.saturating_sub(from);
         for position in from.max(2).. {
             let Some(found) = listing.entries.get((position - 2) as usize) else { break };
             let name = match self.plain_name(&keys, id, &*directory, &found.name) {
@@ -84,7 +85,16 @@ impl Fs {
                     continue;
                 }
             };
-            let stat = if attributes || found.kind.is_none() { directory.stat(&found.name) } else { Ok(blank(found)) };
+            let stat = match found.kind {
+                _ if attributes => match self.settled(&keys, &*directory, ino, &found.name) {
+                    // What was given out so far is an answer; the rest is asked for again.
+                    Err(Error::NeedKey(_)) if given > 0 => return Ok(()),
+                    Err(error @ Error::NeedKey(_)) => return Err(error),
+                    other => other,
+                },
+                None => directory.stat(&found.name).map_err(Error::from),
+                Some(_) => Ok(blank(found)),
+            };
             // Gone since the listing was taken.
             let Ok(stat) = stat else { continue };
             let mut listed = Listed { name, ino: stat.ino, kind: stat.kind, next: position + 1, entry: None };
@@ -97,6 +107,7 @@ impl Fs {
                 }
                 break;
             }
+            given += 1;
         }
         Ok(())
     }
