@@ -115,7 +115,8 @@ pub fn check(mountpoint: &Path, nonempty: bool) -> Result<(), Failure> {
 
 /// Whether the process that served a mount is gone.
 pub fn is_dead(mountpoint: &Path) -> bool {
-    std::fs::metadata(mountpoint).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    // Not `stat`: what the kernel has cached outlives the process.
+    rustix::fs::statfs(mountpoint).is_err_and(|error| error == rustix::io::Errno::NOTCONN)
 }
 
 /// Takes a mount away that nobody uses.

@@ -44,8 +44,8 @@ impl Fs {
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Entry> {
         let keys = self.enter()?;
         let _paths = self.namespace.read();
-        let stored = self.stored_name(&keys, parent, name)?;
         let directory = self.nodes.directory(parent)?;
+        let stored = self.known_name(&keys, parent, &*directory, name)?;
         let stat = self.settled(&keys, &*directory, parent, &stored.entry)?;
         self.found(&*directory, parent, &stored.entry, stat)
     }
@@ -120,14 +120,26 @@ impl Fs {
             let stat = file.store().inode().stat()?;
             return Ok(Entry { stat, len: file.len(), generation: 0 });
         }
-        let place = self.nodes.place(ino)?;
-        let directory = self.nodes.directory(place.parent)?;
-        let stat = directory.stat(&place.entry)?;
-        if stat.ino != ino {
-            return Err(Error::Stale);
+        if let Some(rest) = self.nodes.rest(ino) {
+            let stat = rest.stat()?;
+            return Ok(Entry { stat, len: self.len_of_rest(&stat), generation: 0 });
         }
-        let len = self.shown_len(&*directory, &place.entry, &stat);
-        Ok(Entry { stat, len, generation: 0 })
+        self.nodes.at_place(ino, |directory, entry| {
+            let stat = directory.stat(entry)?;
+            if stat.ino != ino {
+                return Err(Error::Stale);
+            }
+            Ok(Entry { stat, len: self.shown_len(directory, entry, &stat), generation: 0 })
+        })
+    }
+
+    /// The length that is shown of what has these attributes and no name.
+    fn len_of_rest(&self, stat: &Stat) -> PlainOffset {
+        match stat.kind {
+            Kind::File => self.context.geometry.plain_len(stat.len).unwrap_or_default(),
+            Kind::Symlink => symlink_len(stat.len.0),
+            _ => PlainOffset(stat.len.0),
+        }
     }
 
     /// The length that is shown of what has these attributes.
@@ -157,11 +169,13 @@ impl Fs {
     }
 
     fn shown_symlink_len(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> PlainOffset {
-        let sealed = match self.long_target(directory, entry, stat) {
-            Some(name) => self.volume.links().and_then(|links| links.stat(&name)).map_or(0, |side| side.len.0),
-            None => stat.len.0 * 3 / 4,
-        };
-        PlainOffset(sealed.saturating_sub(VALUE_OVERHEAD as u64))
+        match self.long_target(directory, entry, stat) {
+            Some(name) => {
+                let sealed = self.volume.links().and_then(|links| links.stat(&name)).map_or(0, |side| side.len.0);
+                PlainOffset(sealed.saturating_sub(VALUE_OVERHEAD as u64))
+            }
+            None => symlink_len(stat.len.0),
+        }
     }
 
     /// What gives access to the inode itself: the open file if there is one, as it may have lost its name.
@@ -169,11 +183,13 @@ impl Fs {
         if let Some(file) = self.open_file(ino) {
             return act(file.store().inode());
         }
+        if let Some(rest) = self.nodes.rest(ino) {
+            return act(&*rest);
+        }
         if ino == ROOT || self.nodes.kind(ino) == Some(Kind::Directory) {
             return act(self.nodes.directory(ino)?.inode());
         }
-        let place = self.nodes.place(ino)?;
-        let inode = self.nodes.directory(place.parent)?.entry(&place.entry)?;
+        let inode = self.nodes.at_place(ino, |directory, entry| Ok(directory.entry(entry)?))?;
         act(&*inode)
     }
 
@@ -237,4 +253,9 @@ impl Fs {
         let target = directory.read_symlink(entry).ok()?;
         target.strip_prefix(b".").map(<[u8]>::to_vec)
     }
+}
+
+/// The length of a symbolic link's target whose encoded form has this length.
+fn symlink_len(encoded: u64) -> PlainOffset {
+    PlainOffset((encoded * 3 / 4).saturating_sub(VALUE_OVERHEAD as u64))
 }
