@@ -19,13 +19,16 @@ use crate::format::{Geometry, Malformed, PAGE};
 use crate::journal::{Journal, Target};
 use crate::store::{StoreFile, Timestamp};
 use crate::units::{ChunkIndex, Epoch, KekGeneration, PlainOffset, StoredOffset, VolumeId};
-pub use commit::Prepared;
+pub use commit::{Batched, Prepared};
 pub use keys::Keys;
 use parking_lot::{Mutex, RwLock};
 use state::{Mode, State};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+
+/// What a disk writes at once, in bytes.
+const SECTOR: usize = 512;
 
 /// What all files of a volume share.
 pub struct Context {
@@ -142,7 +145,8 @@ impl Unverified {
         let mut page: Page = Box::new([0; PAGE]);
         let stored_len = store.inode().stat()?.len;
         let read = store.read_at(&mut page[..], StoredOffset(0))?;
-        if page.iter().all(|byte| *byte == 0) {
+        // The first header of a file may be torn: without its first sector, it is not there.
+        if page[..SECTOR].iter().all(|byte| *byte == 0) {
             return Ok(Found::Nothing);
         }
         if read < PAGE {
@@ -224,8 +228,12 @@ impl File {
             file.check_all()?;
         }
         if stored_len > expected {
-            // A crash cut the commit of what was appended: the header is what counts.
-            file.store.set_len(expected)?;
+            // A crash cut the commit of what was appended: the header is what counts. A mount that changes nothing
+            // leaves it as it is.
+            match file.store.set_len(expected) {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF)) => (),
+                other => other?,
+            }
         }
         Ok(file)
     }
@@ -278,7 +286,7 @@ impl File {
     /// Whether there is anything that a commit would have to do and that would be lost with this value.
     pub fn waits_for_commit(&self) -> bool {
         let state = self.state.read();
-        state.is_dirty()
+        state.is_dirty() || state.underway
     }
 
     /// Whether a batch has to take the file along.
@@ -307,5 +315,7 @@ impl File {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod crash_tests;
 #[cfg(test)]
 mod tests;

@@ -5,10 +5,10 @@
 mod buffers;
 mod convert;
 mod direct;
+pub mod flags;
 pub mod forget;
 mod workers;
 
-use crate::daemon::options::Flags;
 use crate::errno;
 use crate::fs::data::Allocate;
 use crate::fs::{Changes, Creator, Error, Fs, Result};
@@ -16,6 +16,7 @@ use crate::store::{RenameMode, Seek, SetXattr};
 use crate::units::PlainOffset;
 pub use buffers::Buffers;
 use convert::{attr_of, kind_of, set_time_of};
+use flags::Flags;
 use forget::Forgetter;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags,
@@ -23,6 +24,7 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
     ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
+use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -30,6 +32,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use workers::Workers;
 
+/// The type by which the mounts of kmsfs are known.
+pub const FS_TYPE: &str = "fuse.kmsfs";
 /// For how long the kernel may rely on names and attributes. The volume is held by one mount alone, so nobody else
 /// changes them; a lock invalidates them one by one.
 const TTL: Duration = Duration::from_secs(3600);
@@ -184,7 +188,17 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.reply_entry(self.fs.lookup(parent.0, name.as_bytes()), reply);
+        match self.fs.lookup(parent.0, name.as_bytes()) {
+            Err(Error::NeedKey(need)) => {
+                let name = name.as_bytes().to_vec();
+                let act = move |fs: &Fs| fs.lookup(parent.0, &name);
+                self.finish(Err(Error::NeedKey(need)), act, move |result| match result {
+                    Ok(entry) => reply.entry(&TTL, &attr_of(&entry), Generation(entry.generation)),
+                    Err(number) => reply.error(number),
+                });
+            }
+            other => self.reply_entry(other, reply),
+        }
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
@@ -446,21 +460,29 @@ impl fuser::Filesystem for Kernel {
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let result = self.fs.list(handle.0, offset, true, |listed| {
-            let (attr, generation) = match &listed.entry {
-                Some(entry) => (attr_of(entry), entry.generation),
-                // `.` and `..` are not looked up: the kernel takes nothing but their number.
-                None => (convert::attr_of_dot(listed.ino), 0),
-            };
-            let name = OsStr::from_bytes(&listed.name);
-            !reply.add(INodeNo(listed.ino), listed.next, name, &TTL, &attr, Generation(generation))
+        // Shared, as it is filled by whoever comes to the end with it: here, or where a key can be waited for.
+        let reply = Arc::new(Mutex::new(Some(reply)));
+        let filled = Arc::clone(&reply);
+        let act = move |fs: &Fs| {
+            let mut reply = filled.lock();
+            let Some(reply) = reply.as_mut() else { return Ok(()) };
+            fs.list(handle.0, offset, true, |listed| {
+                let (attr, generation) = match &listed.entry {
+                    Some(entry) => (attr_of(entry), entry.generation),
+                    // `.` and `..` are not looked up: the kernel takes nothing but their number.
+                    None => (convert::attr_of_dot(listed.ino), 0),
+                };
+                let name = OsStr::from_bytes(&listed.name);
+                !reply.add(INodeNo(listed.ino), listed.next, name, &TTL, &attr, Generation(generation))
+            })
+        };
+        self.finish(act(&self.fs), act, move |result| match (reply.lock().take(), result) {
+            (Some(reply), Ok(())) => reply.ok(),
+            (Some(reply), Err(number)) => reply.error(number),
+            (None, _) => (),
         });
-        match result {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.number(&error)),
-        }
     }
 
     fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {

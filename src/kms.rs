@@ -26,6 +26,15 @@ use std::time::{Duration, SystemTime};
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KekId(pub String);
 
+impl KekId {
+    /// Whether the two name one and the same key: a raw key is what its fingerprint says, wherever its file is.
+    pub fn is_same_key(&self, other: &Self) -> bool {
+        let fingerprint =
+            |id: &Self| id.0.strip_prefix("file:").and_then(|rest| Some(rest.rsplit_once('#')?.1.to_owned()));
+        self == other || fingerprint(self).is_some_and(|this| fingerprint(other) == Some(this))
+    }
+}
+
 impl fmt::Display for KekId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

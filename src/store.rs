@@ -3,6 +3,10 @@
 //! component, so nothing that is planted in the tree can lead outside it.
 
 pub mod dir;
+#[cfg(test)]
+pub mod fault;
+#[cfg(test)]
+pub mod mem;
 
 use crate::units::StoredOffset;
 use std::any::Any;

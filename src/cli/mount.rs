@@ -1,8 +1,8 @@
 //! `kmsfs mount`: in the foreground, or as a process of its own that reports when the mount answers.
 
 use super::{Exit, Failure};
-use crate::daemon::options::Flags;
 use crate::daemon::{MountOptions, serve};
+use crate::fuse::flags::Flags;
 use crate::lease::Policy;
 use crate::units::VolumeId;
 use clap::Args;
@@ -80,7 +80,7 @@ pub fn run(arguments: &Mount) -> Result<(), Failure> {
 
 fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("KMSFS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,kmsfs=info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,kmsfs=info,fuser=error"));
     // Only fails if there is a log already.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }

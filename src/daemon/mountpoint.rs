@@ -8,8 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The type by which the mounts of kmsfs are known.
-pub const FS_TYPE: &str = "fuse.kmsfs";
+pub use crate::fuse::FS_TYPE;
 
 /// A mount as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]

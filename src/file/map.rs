@@ -8,8 +8,8 @@ use crate::format::geometry::EntryPlace;
 use crate::format::tags::{BLOCK_LEN, Mac, NO_BLOCK, Parent, TagBlock, parent};
 use crate::units::ChunkIndex;
 
-/// How many clean tag blocks of a file are kept, 3 MiB: with 4 KiB chunks they cover 256 MiB of it.
-const MAX_CACHED_BLOCKS: usize = 256;
+/// How many tag blocks of a file are kept, 6 MiB: with 4 KiB chunks they cover 512 MiB of it.
+const MAX_CACHED_BLOCKS: usize = 512;
 
 impl File {
     /// The entry of a chunk, `None` for a hole. Only if the tag block is in memory; [`load`](Self::load) sees to it.
@@ -51,10 +51,7 @@ impl File {
         if state.blocks.contains_key(&block) {
             return Ok(());
         }
-        if let Parent::Block(above, _) = parent(block) {
-            self.load_block(state, keys, above)?;
-        }
-        let expected = self.mac_of(state, block);
+        let expected = self.mac_of(state, keys, block)?;
         let loaded = if expected == NO_BLOCK {
             TagBlock::empty()
         } else {
@@ -69,12 +66,12 @@ impl File {
         Ok(())
     }
 
-    /// The MAC that the parent of a block holds for it; the parent is in memory.
-    pub(super) fn mac_of(&self, state: &State, block: u64) -> Mac {
-        match parent(block) {
-            Parent::Header => state.page.header().root,
-            Parent::Block(above, position) => state.blocks.get(&above).map_or(NO_BLOCK, |above| above.child(position)),
-        }
+    /// The MAC that the parent of a block holds for it. The parent is read if it is not in memory any more, so that an
+    /// absent parent is never taken for an absent block.
+    pub(super) fn mac_of(&self, state: &mut State, keys: &Keys, block: u64) -> Result<Mac, Error> {
+        let Parent::Block(above, position) = parent(block) else { return Ok(state.page.header().root) };
+        self.load_block(state, keys, above)?;
+        Ok(state.blocks.get(&above).map_or(NO_BLOCK, |above| above.child(position)))
     }
 
     /// Sets an entry whose tag block is in memory, or makes it a hole.
@@ -123,9 +120,9 @@ impl File {
     /// Sees to it that the tag blocks of a chunk, up to the header, have their place on disk before anything is
     /// promised that needs them: a block that does not exist yet is filled with zeros now, unless a crash could
     /// bring back an older block in its place.
-    pub(super) fn reserve_blocks(&self, state: &mut State, chunk: ChunkIndex) -> Result<(), Error> {
+    pub(super) fn reserve_blocks(&self, state: &mut State, keys: &Keys, chunk: ChunkIndex) -> Result<(), Error> {
         let EntryPlace::Block(mut block, _) = self.context.geometry.entry_place(chunk) else { return Ok(()) };
-        while !state.dirty.new_blocks.contains(&block) && self.mac_of(state, block) == NO_BLOCK {
+        while !state.dirty.new_blocks.contains(&block) && self.mac_of(state, keys, block)? == NO_BLOCK {
             let at = self.context.geometry.stored_block(block);
             let replaced = [state.cut, state.cut_in_flight].into_iter().flatten().any(|cut| at >= cut.stored);
             if !replaced {
@@ -140,14 +137,17 @@ impl File {
         Ok(())
     }
 
-    /// Makes room for more blocks by dropping clean ones that are not wanted now. Parents of blocks that stay are
-    /// dropped too: they are read again when they are needed.
+    /// Makes room for more blocks by dropping every other clean one that is not wanted now, whichever these are. Parents
+    /// of blocks that stay are dropped too: they are read again when they are needed.
     fn evict(&self, state: &mut State, first: u64, last: u64) {
         if state.blocks.len() < MAX_CACHED_BLOCKS {
             return;
         }
         let (dirty, in_flight) = (&state.dirty.blocks, &state.blocks_in_flight);
-        let keep = |block: &u64| dirty.contains(block) || in_flight.contains(block) || (first..=last).contains(block);
-        state.blocks.retain(|block, _| keep(block));
+        let mut spare = false;
+        state.blocks.retain(|block, _| {
+            spare = !spare;
+            spare || dirty.contains(block) || in_flight.contains(block) || (first..=last).contains(block)
+        });
     }
 }

@@ -357,3 +357,26 @@ fn more_new_tag_blocks_than_the_log_can_hold_are_committed_on_the_way() {
         assert_eq!(out, [number as u8; 10]);
     }
 }
+
+#[test]
+fn more_tag_blocks_than_are_kept_in_memory_are_written_and_read_again_and_again() {
+    let volume = Volume::new(12);
+    let file = volume.create();
+    let blocks = 1200_u64;
+    let at = |block: u64| PlainOffset((64 + block * 256 + block % 250) * 4096);
+    for round in 1..=3_u8 {
+        for step in 0..blocks {
+            let block = step * 7 % blocks;
+            file.write(at(block), &[round; 4096]).unwrap();
+        }
+        file.commit().unwrap();
+        file.check_all().unwrap();
+    }
+    drop(file);
+    let file = volume.reopen().unwrap();
+    for block in (0..blocks).rev() {
+        let mut out = Vec::new();
+        file.read(at(block), 4096, &mut out).unwrap();
+        assert!(out == [3; 4096], "block {block}");
+    }
+}

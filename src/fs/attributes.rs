@@ -1,5 +1,6 @@
 //! Lookup, and reading and changing the attributes of an inode.
 
+use super::keyring::Unlocked;
 use super::nodes::{Place, ROOT};
 use super::*;
 use crate::crypto::cipher::VALUE_OVERHEAD;
@@ -45,8 +46,44 @@ impl Fs {
         let _paths = self.namespace.read();
         let directory = self.nodes.directory(parent)?;
         let stored = self.known_name(&keys, parent, &*directory, name)?;
-        let stat = directory.stat(&stored.entry)?;
+        let stat = self.settled(&keys, &*directory, parent, &stored.entry)?;
         self.found(&*directory, parent, &stored.entry, stat)
+    }
+
+    /// The attributes of an entry. A file that was being written when the machine went down is looked at first: the
+    /// kernel is not told of a length that opening the file would take back.
+    ///
+    /// # Errors
+    /// [`Error::NeedKey`] for such a file; the store's.
+    pub(super) fn settled(&self, keys: &Unlocked, directory: &dyn StoreDir, parent: u64, entry: &[u8]) -> Result<Stat> {
+        let stat = directory.stat(entry)?;
+        if self.read_only || !self.is_doubtful(directory, entry, &stat) {
+            return Ok(stat);
+        }
+        self.nodes.remember(&stat, Place { parent, entry: entry.into() });
+        let seen = self.obtain_file(keys, stat.ino).and_then(|file| Ok(file.confirm()?));
+        self.nodes.forget(stat.ino, 1);
+        match seen {
+            Err(error @ (Error::NeedKey(_) | Error::Locked(_) | Error::Draining)) => Err(error),
+            // Whatever is wrong with it, it can be shown and removed.
+            _ => Ok(directory.stat(entry)?),
+        }
+    }
+
+    /// Whether the length of a file in the store says nothing yet.
+    fn is_doubtful(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> bool {
+        let crashed = self.context.journal.crashed_batches();
+        if crashed.is_empty() || stat.kind != Kind::File || self.open_file(stat.ino).is_some() {
+            return false;
+        }
+        match directory.open_file(entry, false).map(|store| Unverified::read(&*store)) {
+            Ok(Ok(Found::Header(found))) => {
+                let header = found.header();
+                crashed.contains(&header.batch) || self.context.geometry.stored_len(header.len) != stat.len
+            }
+            Ok(Ok(Found::Nothing)) => true,
+            _ => false,
+        }
     }
 
     /// Notes that the kernel is told of an entry.

@@ -72,6 +72,7 @@ impl Fs {
             }
         }
         let naming = self.naming(ino)?;
+        let mut given = 2_u64.saturating_sub(from);
         for position in from.max(2).. {
             let Some(found) = listing.entries.get((position - 2) as usize) else { break };
             let name = self.shown_name(&keys, naming, &*directory, &found.name, || {
@@ -80,7 +81,16 @@ impl Fs {
                 }
             });
             let Some(name) = name else { continue };
-            let stat = if attributes || found.kind.is_none() { directory.stat(&found.name) } else { Ok(blank(found)) };
+            let stat = match found.kind {
+                _ if attributes => match self.settled(&keys, &*directory, ino, &found.name) {
+                    // What was given out so far is an answer; the rest is asked for again.
+                    Err(Error::NeedKey(_)) if given > 0 => return Ok(()),
+                    Err(error @ Error::NeedKey(_)) => return Err(error),
+                    other => other,
+                },
+                None => directory.stat(&found.name).map_err(Error::from),
+                Some(_) => Ok(blank(found)),
+            };
             // Gone since the listing was taken.
             let Ok(stat) = stat else { continue };
             let mut listed = Listed { name, ino: stat.ino, kind: stat.kind, next: position + 1, entry: None };
@@ -93,6 +103,7 @@ impl Fs {
                 }
                 break;
             }
+            given += 1;
         }
         Ok(())
     }

@@ -243,7 +243,12 @@ impl Volume {
     /// The envelope, as a header carries it, of a secret that was wrapped for this volume.
     pub(super) fn envelope(&self, wrapped: &Wrapped) -> Result<Envelope> {
         let record = self.record();
-        let kek = record.keks.iter().rev().find(|kek| kek.volume_key.kek == wrapped.kek).ok_or(Error::Unreachable)?;
+        let kek = record
+            .keks
+            .iter()
+            .rev()
+            .find(|kek| kek.volume_key.kek.is_same_key(&wrapped.kek))
+            .ok_or(Error::Unreachable)?;
         Ok(Envelope { kek: kek.generation, algorithm: wrapped.algorithm, blob: wrapped.blob.clone() })
     }
 
@@ -261,7 +266,7 @@ impl Volume {
     pub fn adopt_newest_kek(&self, kms: &dyn Kms, volume_key: &Secret32) -> Result<bool, VolumeError> {
         let old = self.record();
         let wrapped = kms.wrap(volume_key, old.id)?;
-        if old.keks.iter().any(|kek| kek.volume_key.kek == wrapped.kek) {
+        if old.keks.iter().any(|kek| kek.volume_key.kek.is_same_key(&wrapped.kek)) {
             return Ok(false);
         }
         if kms.unwrap(&wrapped, old.id)?.expose() != volume_key.expose() {

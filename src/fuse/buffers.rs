@@ -7,6 +7,8 @@ use zeroize::Zeroize;
 
 /// How many buffers are kept while nobody uses them.
 const KEPT: usize = 4;
+/// Room for the longest read. A buffer that had to grow would leave plaintext behind in the memory that it outgrew.
+const CAPACITY: usize = super::MAX_REQUEST as usize;
 
 /// The buffers of one mount.
 #[derive(Default)]
@@ -23,7 +25,7 @@ pub struct Buffer {
 impl Buffers {
     /// An empty buffer.
     pub fn take(self: &Arc<Self>) -> Buffer {
-        Buffer { bytes: self.free.lock().pop().unwrap_or_default(), home: Arc::clone(self) }
+        Buffer { bytes: self.free.lock().pop().unwrap_or_else(|| Vec::with_capacity(CAPACITY)), home: Arc::clone(self) }
     }
 
     /// Wipes and frees all buffers that are not in use. While the gate is closed none is.

@@ -4,6 +4,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 const NAME: &str = "lock";
@@ -22,7 +23,7 @@ pub struct Holder {
 /// A volume that is held; given up when dropped, or when the process ends in whatever way.
 #[derive(Debug)]
 pub struct Holding {
-    _file: File,
+    file: File,
 }
 
 impl Holding {
@@ -31,7 +32,8 @@ impl Holding {
     /// # Errors
     /// `Ok(Err(holder))` names who has it, as far as that is known; else the system's error.
     pub fn take(volume: &Path, holder: &Holder, shared: bool) -> io::Result<Result<Self, Option<Holder>>> {
-        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(volume.join(NAME))?;
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(volume.join(NAME))?;
         let operation =
             if shared { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
         match rustix::fs::flock(&file, operation) {
@@ -48,7 +50,15 @@ impl Holding {
         file.set_len(0)?;
         file.rewind()?;
         file.write_all(text.as_bytes())?;
-        Ok(Ok(Self { _file: file }))
+        Ok(Ok(Self { file }))
+    }
+
+    /// Lets others that only read in, too.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn share(&self) -> io::Result<()> {
+        Ok(rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockShared)?)
     }
 
     /// Who has a volume mounted now, `None` if nobody.
