@@ -163,6 +163,11 @@ macro_rules! forward_inode {
             $self.faults.pass(true)?;
             $inner.remove_xattr(name)
         }
+
+        fn open_file(&$self, writable: bool) -> io::Result<Arc<dyn StoreFile>> {
+            $self.faults.pass(false)?;
+            Ok(Arc::new(Faulty { inner: $inner.open_file(writable)?, faults: $self.faults.clone() }))
+        }
     };
 }
 
