@@ -187,6 +187,25 @@ impl File {
         Ok(file)
     }
 
+    /// An empty file in the place of one of which a crash left nothing; nothing is written.
+    pub fn of_nothing(
+        context: Arc<Context>,
+        store: Arc<dyn StoreFile>,
+        target: Target,
+        header: Header,
+        keys: Arc<Keys>,
+    ) -> Self {
+        Self {
+            epoch: header.epoch,
+            state: RwLock::new(State::new(VerifiedPage::new(header), Mode::Committed)),
+            committing: Mutex::new(()),
+            keys: RwLock::new(Some(keys)),
+            context,
+            store,
+            target,
+        }
+    }
+
     /// Opens a file whose header was read before, with the keys that belong to its envelope.
     ///
     /// # Errors
@@ -228,8 +247,13 @@ impl File {
             file.check_all()?;
         }
         if stored_len > expected {
-            // A crash cut the commit of what was appended: the header is what counts.
-            file.store.set_len(expected)?;
+            // A crash cut the commit of what was appended: the header is what counts. Durable at once: when the crash is
+            // forgotten, a file that is too long is a damaged one.
+            match file.store.set_len(expected).and_then(|()| file.store.sync(true)) {
+                // Not open for writing: it is read as it is.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF)) => (),
+                other => other?,
+            }
         }
         Ok(file)
     }
