@@ -145,12 +145,9 @@ impl Unverified {
         let mut page: Page = Box::new([0; PAGE]);
         let stored_len = store.inode().stat()?.len;
         let read = store.read_at(&mut page[..], StoredOffset(0))?;
-        // The first header of a file may be torn: without its first sector, it is not there.
-        if page[..SECTOR].iter().all(|byte| *byte == 0) {
+        // The first header of a file may be torn: without its end, or its first sector, it is not there.
+        if read < PAGE || page[..SECTOR].iter().all(|byte| *byte == 0) {
             return Ok(Found::Nothing);
-        }
-        if read < PAGE {
-            return Err(Damage::Length.into());
         }
         let header = Header::parse(&page).map_err(Damage::Header)?;
         Ok(Found::Header(Box::new(Self { header, page, stored_len })))
