@@ -145,12 +145,9 @@ impl Unverified {
         let mut page: Page = Box::new([0; PAGE]);
         let stored_len = store.inode().stat()?.len;
         let read = store.read_at(&mut page[..], StoredOffset(0))?;
-        // The first header of a file may be torn: without its first sector, it is not there.
-        if page[..SECTOR].iter().all(|byte| *byte == 0) {
+        // The first header of a file may be torn: without its end, or its first sector, it is not there.
+        if read < PAGE || page[..SECTOR].iter().all(|byte| *byte == 0) {
             return Ok(Found::Nothing);
-        }
-        if read < PAGE {
-            return Err(Damage::Length.into());
         }
         let header = Header::parse(&page).map_err(Damage::Header)?;
         Ok(Found::Header(Box::new(Self { header, page, stored_len })))
@@ -185,6 +182,25 @@ impl File {
         };
         file.settle()?;
         Ok(file)
+    }
+
+    /// An empty file in the place of one of which a crash left nothing; nothing is written.
+    pub fn of_nothing(
+        context: Arc<Context>,
+        store: Arc<dyn StoreFile>,
+        target: Target,
+        header: Header,
+        keys: Arc<Keys>,
+    ) -> Self {
+        Self {
+            epoch: header.epoch,
+            state: RwLock::new(State::new(VerifiedPage::new(header), Mode::Committed)),
+            committing: Mutex::new(()),
+            keys: RwLock::new(Some(keys)),
+            context,
+            store,
+            target,
+        }
     }
 
     /// Opens a file whose header was read before, with the keys that belong to its envelope.
@@ -228,9 +244,10 @@ impl File {
             file.check_all()?;
         }
         if stored_len > expected {
-            // A crash cut the commit of what was appended: the header is what counts. A mount that changes nothing
-            // leaves it as it is.
-            match file.store.set_len(expected) {
+            // A crash cut the commit of what was appended: the header is what counts. Durable at once: when the crash is
+            // forgotten, a file that is too long is a damaged one.
+            match file.store.set_len(expected).and_then(|()| file.store.sync(true)) {
+                // Not open for writing: it is read as it is.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF)) => (),
                 other => other?,
             }

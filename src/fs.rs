@@ -4,6 +4,8 @@
 //! Invariant: while the volume is locked no operation gets past [`Fs::enter`], but those that reveal nothing.
 
 mod attributes;
+#[cfg(test)]
+mod crash_tests;
 mod create;
 pub mod data;
 mod directory;
@@ -39,6 +41,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use volume::Volume;
 
+/// How many files can be read from the store at the same time.
+const OPENING: usize = 64;
+
 /// A mounted volume.
 pub struct Fs {
     volume: Volume,
@@ -58,6 +63,8 @@ pub struct Fs {
     handles: RwLock<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
     fresh: Mutex<FreshFiles>,
+    /// By inode number: held while a file is read from the store.
+    opening: [Mutex<()>; OPENING],
     /// Held while everything is committed: batches end one after the other.
     committing: Mutex<()>,
     /// Numbers of what happened, for `status`.

@@ -354,6 +354,11 @@ impl Maintenance {
             if fs.is_open()
                 && let Err(error) = fs.commit_all()
             {
+                if let crate::fs::Error::NeedKey(need) = &error
+                    && fs.fetch(need).is_ok()
+                {
+                    continue;
+                }
                 tracing::error!("what changed could not be committed and is tried again: {error:?}");
             }
         }

@@ -70,6 +70,12 @@ impl Fs {
             self.restore_keys(keys, &file)?;
             return Ok(file);
         }
+        // One at a time: opening may cut off what a crash has left, which is not for two to do while a third writes.
+        let _alone = self.opening[ino as usize % OPENING].lock();
+        if let Some(file) = self.open_file(ino) {
+            self.restore_keys(keys, &file)?;
+            return Ok(file);
+        }
         let open = |open: &dyn Fn(bool) -> std::io::Result<Arc<dyn StoreFile>>| match open(!self.read_only) {
             Err(error) if !self.read_only && error.kind() == std::io::ErrorKind::PermissionDenied => open(false),
             other => other,
@@ -84,7 +90,6 @@ impl Fs {
             return Err(Error::Stale);
         }
         let file = Arc::new(self.read_file(keys, ino, store)?);
-        // Somebody else may have been faster: there is one file for an inode.
         let mut files = self.files.lock();
         let open = files.entry(ino).or_insert_with(|| OpenFile::of(&file));
         Ok(Arc::clone(&open.file))
@@ -95,7 +100,7 @@ impl Fs {
         let found = match Unverified::read(&*store) {
             Ok(Found::Header(found)) => found,
             // It was created, and the machine went down before anybody was promised anything of it.
-            Ok(Found::Nothing) if crashed && !self.read_only => return self.begin_anew(keys, ino, store),
+            Ok(Found::Nothing) if crashed => return self.begin_anew(keys, ino, store),
             Ok(Found::Nothing) => return Err(self.damaged_file(ino, &Damage::Length)),
             Err(error) => return Err(self.file_error(ino, error)),
         };
@@ -105,7 +110,7 @@ impl Fs {
         match File::open(Arc::clone(&self.context), Arc::clone(&store), target, *found, file_keys) {
             Err(file::Error::Damaged(damage)) => {
                 let unfinished = self.context.journal.crashed_batches().contains(&header.batch);
-                if unfinished && header.batch != 0 && !self.read_only {
+                if unfinished && header.batch != 0 {
                     tracing::warn!(
                         "file {} was being written when the machine went down: it is empty now",
                         header.file
@@ -124,9 +129,12 @@ impl Fs {
         let file = FileId(crate::crypto::random_id());
         let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, file, Epoch(0));
         let target = Target { file, ino, path: self.nodes.path(ino) };
+        let header = self.new_header(file, envelope);
+        if self.read_only {
+            return Ok(File::of_nothing(Arc::clone(&self.context), store, target, header, Arc::new(Keys::from(&dek))));
+        }
         store.set_len(crate::units::StoredOffset(0))?;
         self.note_fresh(ino, &store);
-        let header = self.new_header(file, envelope);
         Ok(File::create(Arc::clone(&self.context), store, target, header, Arc::new(Keys::from(&dek)))?)
     }
 
@@ -143,7 +151,7 @@ impl Fs {
     }
 
     /// Gives a file its key back after the volume was locked.
-    fn restore_keys(&self, keys: &Unlocked, file: &File) -> Result<()> {
+    pub(super) fn restore_keys(&self, keys: &Unlocked, file: &File) -> Result<()> {
         if !file.has_keys() {
             let header = file.header();
             file.restore(self.file_keys(keys, file.target().ino, &header)?);
@@ -248,7 +256,9 @@ impl Fs {
             open.handles -= 1;
             open.writers -= usize::from(writes);
             let is_gone = || file.store().inode().stat().is_ok_and(|stat| stat.nlink == 0);
-            if open.handles == 0 && (settled && !file.waits_for_commit() || is_gone()) {
+            // One in the table, and one here: whoever else has got it is about to use it.
+            let unused = open.handles == 0 && Arc::strong_count(&file) <= 2;
+            if unused && (settled && !file.waits_for_commit() || is_gone()) {
                 files.remove(&ino);
             }
         }

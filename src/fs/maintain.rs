@@ -31,6 +31,7 @@ impl Fs {
         let fresh = std::mem::take(&mut *self.fresh.lock());
         let files = self.changed_files();
         let result = self.commit_files(batch, &files, &fresh);
+        drop(files);
         match result {
             Ok(()) => {
                 journal.commit_batch(batch)?;
@@ -49,11 +50,7 @@ impl Fs {
 
     fn changed_files(&self) -> Vec<Arc<File>> {
         let files = self.files.lock();
-        files
-            .values()
-            .map(|open| Arc::clone(&open.file))
-            .filter(|file| file.wants_commit() && file.has_keys())
-            .collect()
+        files.values().map(|open| Arc::clone(&open.file)).filter(|file| file.wants_commit()).collect()
     }
 
     fn commit_files(&self, batch: u64, files: &[Arc<File>], fresh: &FreshFiles) -> Result<()> {
@@ -61,11 +58,13 @@ impl Fs {
         let mut failed = None;
         {
             // Only the snapshots need keys: a lock must not have to wait for the disk.
-            let _keys = self.enter_draining()?;
+            let keys = self.enter_draining()?;
             for file in files {
-                match file.prepare_batch(batch) {
+                // Without its key, a new file cannot be made whole, so that the batch must not count as committed.
+                let prepared = self.restore_keys(&keys, file).and_then(|()| Ok(file.prepare_batch(batch)?));
+                match prepared {
                     Ok(prepared) => batched.push(prepared),
-                    Err(error) => failed = Some(Error::from(error)),
+                    Err(error) => failed = Some(error),
                 }
             }
         }
@@ -93,7 +92,9 @@ impl Fs {
 
     /// Lets go of files that nobody has open and that have nothing left to be committed.
     pub(super) fn drop_unused(&self) {
-        self.files.lock().retain(|_, open| open.handles > 0 || open.file.waits_for_commit());
+        // One that somebody has just obtained has no handle yet.
+        let used = |open: &OpenFile| open.handles > 0 || Arc::strong_count(&open.file) > 1;
+        self.files.lock().retain(|_, open| used(open) || open.file.waits_for_commit());
     }
 
     /// Commits everything and marks the journal as cleanly closed.

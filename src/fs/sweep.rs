@@ -29,7 +29,8 @@ impl Fs {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::Draining);
             }
-            match entry.kind {
+            // Not every filesystem tells it with the name.
+            match entry.kind.or_else(|| directory.stat(&entry.name).ok().map(|stat| stat.kind)) {
                 Some(Kind::Directory) => {
                     // One that is removed meanwhile has no files that would have to be seen.
                     let Ok(below) = directory.open_dir(&entry.name) else { continue };

@@ -109,7 +109,8 @@ pub fn init(path: &Path, reference: &str, kms: &dyn Kms, options: InitOptions) -
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
         Err(error) => return Err(error.into()),
     };
-    let result = fill(path, reference, kms, options);
+    let result =
+        DirStore::open(path).map_err(VolumeError::from).and_then(|store| fill(&*store.root(), reference, kms, options));
     if let Err(error) = &result
         && !matches!(error, VolumeError::NotEmpty { .. })
     {
@@ -124,8 +125,13 @@ pub fn init(path: &Path, reference: &str, kms: &dyn Kms, options: InitOptions) -
     result
 }
 
-fn fill(path: &Path, reference: &str, kms: &dyn Kms, options: InitOptions) -> Result<VolumeRecord, VolumeError> {
-    let root = DirStore::open(path)?.root();
+/// Makes a volume in a directory of a store.
+pub(super) fn fill(
+    root: &dyn StoreDir,
+    reference: &str,
+    kms: &dyn Kms,
+    options: InitOptions,
+) -> Result<VolumeRecord, VolumeError> {
     let entries = root.list()?;
     // What every freshly made ext4 has.
     if entries.iter().any(|entry| entry.name != b"lost+found") {
@@ -167,7 +173,7 @@ fn fill(path: &Path, reference: &str, kms: &dyn Kms, options: InitOptions) -> Re
     if VolumeRecord::parse(&bytes).as_ref() != Ok(&record) {
         return Err(KmsError::new(KmsErrorKind::Misconfigured, "the key's name is too long").into());
     }
-    replace_file(&*root, RECORD, &bytes, 0o600)?;
+    replace_file(root, RECORD, &bytes, 0o600)?;
     Ok(record)
 }
 
@@ -183,6 +189,11 @@ impl Volume {
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(VolumeError::NotAVolume),
             Err(error) => return Err(error.into()),
         };
+        Self::read(root, path)
+    }
+
+    /// Reads the record of the volume in a directory of a store, which lies at `path`.
+    pub(super) fn read(root: Arc<dyn StoreDir>, path: &Path) -> Result<Self, VolumeError> {
         let file = match root.open_file(RECORD, false) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(VolumeError::NotAVolume),

@@ -101,7 +101,7 @@ pub fn read_only(dir: &dyn StoreDir) -> io::Result<(Journal, bool)> {
     let mut logs = Vec::new();
     for name in LOG_NAMES {
         // A volume that was never mounted has none.
-        let Some(file) = unless_gone(dir.open_file(name, false))? else { continue };
+        let Some(file) = there(dir.open_file(name, false))? else { continue };
         found.extend(read_header(&*file)?);
         logs.push(Log::new(file)?);
     }
@@ -263,7 +263,7 @@ impl Covered {
 
 fn locate_by_path(tree: &dyn StoreDir, updates: &[(Target, Update)]) -> io::Result<Option<Arc<dyn StoreFile>>> {
     for (target, _) in updates.iter().rev() {
-        if let Some(file) = open_path(tree, &target.path)
+        if let Some(file) = open_path(tree, &target.path)?
             && is_file(&*file, target.file)?
         {
             return Ok(Some(file));
@@ -272,14 +272,43 @@ fn locate_by_path(tree: &dyn StoreDir, updates: &[(Target, Update)]) -> io::Resu
     Ok(None)
 }
 
-fn open_path(tree: &dyn StoreDir, path: &[u8]) -> Option<Arc<dyn StoreFile>> {
+fn open_path(tree: &dyn StoreDir, path: &[u8]) -> io::Result<Option<Arc<dyn StoreFile>>> {
     let mut components = path.split(|byte| *byte == b'/').collect::<Vec<_>>();
-    let name = components.pop()?;
+    let Some(name) = components.pop() else { return Ok(None) };
     let mut directory: Option<Arc<dyn StoreDir>> = None;
     for component in components {
-        directory = Some(directory.as_deref().unwrap_or(tree).open_dir(component).ok()?);
+        let below = there(directory.as_deref().unwrap_or(tree).open_dir(component))?;
+        let Some(below) = below else { return Ok(None) };
+        directory = Some(below);
     }
-    directory.as_deref().unwrap_or(tree).open_file(name, true).ok()
+    open_file(directory.as_deref().unwrap_or(tree), name)
+}
+
+/// `None` for what is not there, or is something else by now. Any other error is one: what is in the log must not be
+/// given up because a disk or a table of open files had a bad moment.
+fn there<T>(opened: io::Result<T>) -> io::Result<Option<T>> {
+    match opened {
+        Ok(opened) => Ok(Some(opened)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR | libc::EISDIR | libc::ELOOP | libc::ESTALE | libc::EINVAL) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Opens a file for writing. One that its owner made read-only since is made writable for that moment.
+fn open_file(dir: &dyn StoreDir, name: &[u8]) -> io::Result<Option<Arc<dyn StoreFile>>> {
+    match there(dir.open_file(name, true)) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let inode = dir.entry(name)?;
+            let permissions = inode.stat()?.permissions;
+            inode.set_permissions(permissions | 0o600)?;
+            let opened = there(dir.open_file(name, true));
+            inode.set_permissions(permissions)?;
+            opened
+        }
+        other => other,
+    }
 }
 
 /// Whether this is the file with that id: every file that has an update had a header in place when it was made.
@@ -289,18 +318,6 @@ fn is_file(file: &dyn StoreFile, id: FileId) -> io::Result<bool> {
     Ok(len == found.len() && found == id.0)
 }
 
-/// `None` for what is not there, or is something else by now. Any other error ends the recovery, to be tried again: what
-/// cannot be opened just now is not gone.
-fn unless_gone<T>(opened: io::Result<T>) -> io::Result<Option<T>> {
-    match opened {
-        Ok(opened) => Ok(Some(opened)),
-        Err(error) => match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ENOTDIR | libc::EISDIR | libc::ELOOP | libc::ESTALE | libc::ENXIO) => Ok(None),
-            _ => Err(error),
-        },
-    }
-}
-
 type Missing = HashMap<FileId, (Vec<u64>, Vec<(Target, Update)>)>;
 
 fn walk(dir: &dyn StoreDir, missing: &mut Missing, recovery: &mut Recovery) -> io::Result<()> {
@@ -308,14 +325,21 @@ fn walk(dir: &dyn StoreDir, missing: &mut Missing, recovery: &mut Recovery) -> i
         if missing.is_empty() {
             return Ok(());
         }
-        match entry.kind {
-            Some(Kind::Directory) => {
-                if let Some(below) = unless_gone(dir.open_dir(&entry.name))? {
-                    walk(&*below, missing, recovery)?;
-                }
-            }
+        // Not every filesystem tells it with the name.
+        let kind = match entry.kind {
+            None => there(dir.stat(&entry.name))?.map(|stat| stat.kind),
+            known => known,
+        };
+        match kind {
+            Some(Kind::Directory) => match there(dir.open_dir(&entry.name)) {
+                Ok(Some(below)) => walk(&*below, missing, recovery)?,
+                // Nothing below could be reached while it was like this.
+                Ok(None) => (),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => (),
+                Err(error) => return Err(error),
+            },
             Some(Kind::File) if missing.values().any(|(inos, _)| inos.contains(&entry.ino)) => {
-                let Some(file) = unless_gone(dir.open_file(&entry.name, true))? else { continue };
+                let Some(file) = open_file(dir, &entry.name)? else { continue };
                 let mut id = [0; 16];
                 if file.read_at(&mut id, StoredOffset(FILE_ID_AT as u64))? == id.len()
                     && let Some((_, updates)) = missing.remove(&FileId(id))
@@ -464,6 +488,57 @@ mod tests {
             assert_eq!(!recovery.damaged_at.is_empty(), damaged);
             let expected: &[u8] = if damaged { &[0, 2, 3] } else { &[1, 2, 0] };
             assert_eq!(&read(&*file)[4096..4099], expected);
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_made_read_only_is_recovered_and_stays_read_only() {
+        let volume = Volume::new();
+        let (file, target) = volume.file(b"f", 1, 8192);
+        let (journal, _) = volume.open();
+        let _ = commit(&journal, &target, &write(4096, b"new", 8192));
+        file.inode().set_permissions(0o400).unwrap();
+        drop(journal);
+        let (_, recovery) = volume.open();
+        assert_eq!((recovery.files, recovery.gone), (1, 0));
+        assert_eq!(&read(&*file)[4096..4099], b"new");
+        assert_eq!(file.inode().stat().unwrap().permissions, 0o400);
+    }
+
+    #[test]
+    fn recovery_that_fails_anywhere_gives_up_no_update() {
+        use crate::store::fault::{Fault, FaultStore, Faults, Plan};
+        for at in 0.. {
+            let store = crate::store::mem::MemStore::default();
+            for name in [b"journal".as_slice(), b"tree"] {
+                store.root().make_dir(name, 0o700).unwrap();
+            }
+            let attempt = |store: &dyn Store| {
+                let root = store.root();
+                open(&*root.open_dir(b"journal")?, &*root.open_dir(b"tree")?, 256 << 10)
+            };
+            let tree = store.root().open_dir(b"tree").unwrap();
+            tree.make_dir(b"d", 0o700).unwrap();
+            let file = tree.open_dir(b"d").unwrap().create_file(b"f", 0o600).unwrap();
+            file.write_at(&[1; 8192], StoredOffset(0)).unwrap();
+            let ino = file.inode().stat().unwrap().ino;
+            let target = Target { file: FileId([1; 16]), ino, path: b"d/old".to_vec() };
+            let (journal, _) = attempt(&store).unwrap();
+            let _ = commit(&journal, &target, &write(4096, b"new", 8192));
+            drop(journal);
+            let faults = Faults::default();
+            let faulty = FaultStore::new(Arc::new(store.clone()), faults.clone());
+            let fault = Fault::Errno(libc::EIO);
+            faults.plan(Some(Plan { at, lasting: false, only_changes: false, fault }));
+            let first = attempt(&faulty);
+            if faults.failed() == 0 {
+                assert!(at > 15, "{at} operations only");
+                return;
+            }
+            assert!(first.is_err(), "operation {at} failed, and nobody was told");
+            let (_, recovery) = attempt(&store).unwrap();
+            assert!(recovery.files == 1 || read(&*file)[4096..4099] == *b"new", "operation {at}");
+            assert_eq!(&read(&*file)[4096..4099], b"new", "operation {at}");
         }
     }
 

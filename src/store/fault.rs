@@ -23,7 +23,7 @@ pub enum Fault {
 pub struct Plan {
     /// The first operation that fails, counted from 0.
     pub at: u64,
-    /// Whether all later ones fail too.
+    /// Whether all later ones fail too, but for removing names: what is full, or over quota, still does that.
     pub lasting: bool,
     /// Reads are not counted, and do not fail.
     pub only_changes: bool,
@@ -77,6 +77,11 @@ impl Faults {
             Some(Fault::Errno(number) | Fault::Half(number)) => Err(io::Error::from_raw_os_error(number)),
             Some(Fault::ShortRead) | None => Ok(()),
         }
+    }
+
+    fn pass_removal(&self) -> io::Result<()> {
+        let lasting = self.0.lock().plan.is_some_and(|plan| plan.lasting);
+        if lasting { Ok(()) } else { self.pass(true) }
     }
 
     fn wrap<T: ?Sized>(&self, inner: Arc<T>) -> Arc<Faulty<T>> {
@@ -300,12 +305,12 @@ impl StoreDir for Faulty<dyn StoreDir> {
     }
 
     fn unlink(&self, name: &[u8]) -> io::Result<()> {
-        self.faults.pass(true)?;
+        self.faults.pass_removal()?;
         self.inner.unlink(name)
     }
 
     fn remove_dir(&self, name: &[u8]) -> io::Result<()> {
-        self.faults.pass(true)?;
+        self.faults.pass_removal()?;
         self.inner.remove_dir(name)
     }
 
