@@ -116,7 +116,17 @@ impl From<KmsError> for Failure {
             KmsErrorKind::Misconfigured => Exit::KmsMisconfigured,
             KmsErrorKind::Credentials => Exit::Credentials,
         };
-        Self { exit, message: error.to_string(), hint: error.hint }
+        let hint = error.hint.clone().or_else(|| {
+            let hint = match exit {
+                Exit::WrongKey => "kmsfs info VOLUME names the key that it needs; --kek says where that key is now",
+                Exit::KmsUnreachable => "see whether it can be reached: kmsfs key test KEK",
+                Exit::KmsRefused => "ask whoever owns the key; try it: kmsfs key test KEK",
+                Exit::Credentials => "give the variables of the identity that may use the key, or log in: az login",
+                _ => return None,
+            };
+            Some(hint.to_owned())
+        });
+        Self { exit, message: error.to_string(), hint }
     }
 }
 

@@ -228,8 +228,12 @@ impl File {
             file.check_all()?;
         }
         if stored_len > expected {
-            // A crash cut the commit of what was appended: the header is what counts.
-            file.store.set_len(expected)?;
+            // A crash cut the commit of what was appended: the header is what counts. A mount that changes nothing
+            // leaves it as it is.
+            match file.store.set_len(expected) {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF)) => (),
+                other => other?,
+            }
         }
         Ok(file)
     }
@@ -282,7 +286,7 @@ impl File {
     /// Whether there is anything that a commit would have to do and that would be lost with this value.
     pub fn waits_for_commit(&self) -> bool {
         let state = self.state.read();
-        state.is_dirty()
+        state.is_dirty() || state.underway
     }
 
     /// Whether a batch has to take the file along.

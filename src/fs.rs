@@ -90,11 +90,19 @@ enum Gate {
 struct OpenFile {
     file: Arc<File>,
     handles: usize,
+    /// How many of them can write, so that the kernel may hold back writes.
+    writers: usize,
+}
+
+impl OpenFile {
+    fn of(file: &Arc<File>) -> Self {
+        Self { file: Arc::clone(file), handles: 0, writers: 0 }
+    }
 }
 
 #[derive(Clone)]
 enum Handle {
-    File { ino: u64, file: Arc<File> },
+    File { ino: u64, file: Arc<File>, writes: bool },
     Directory { ino: u64, listing: Arc<Mutex<Option<directory::Listing>>> },
 }
 

@@ -5,10 +5,10 @@
 mod buffers;
 mod convert;
 mod direct;
+pub mod flags;
 pub mod forget;
 mod workers;
 
-use crate::daemon::options::Flags;
 use crate::errno;
 use crate::fs::data::Allocate;
 use crate::fs::{Changes, Creator, Error, Fs, Result};
@@ -16,19 +16,24 @@ use crate::store::{RenameMode, Seek, SetXattr};
 use crate::units::PlainOffset;
 pub use buffers::Buffers;
 use convert::{attr_of, kind_of, set_time_of};
+use flags::Flags;
+use forget::Forgetter;
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow,
-    WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
+use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use workers::Workers;
 
+/// The type by which the mounts of kmsfs are known.
+pub const FS_TYPE: &str = "fuse.kmsfs";
 /// For how long the kernel may rely on names and attributes. The volume is held by one mount alone, so nobody else
 /// changes them; a lock invalidates them one by one.
 const TTL: Duration = Duration::from_secs(3600);
@@ -44,6 +49,8 @@ pub struct Kernel {
     fs: Arc<Fs>,
     buffers: Arc<Buffers>,
     workers: Workers,
+    /// There once it is mounted.
+    forgetter: Arc<OnceLock<Forgetter>>,
     /// Nothing of a file's content is kept in the page cache.
     direct_io: bool,
 }
@@ -51,7 +58,7 @@ pub struct Kernel {
 impl Kernel {
     /// Serves a mounted volume. `buffers` hold the plaintext on its way to the kernel.
     pub fn new(fs: Arc<Fs>, buffers: Arc<Buffers>, direct_io: bool) -> Self {
-        Self { workers: Workers::new(Arc::clone(&fs)), fs, buffers, direct_io }
+        Self { workers: Workers::new(Arc::clone(&fs)), fs, buffers, forgetter: Arc::default(), direct_io }
     }
 
     fn number(&self, error: &Error) -> Errno {
@@ -67,12 +74,15 @@ impl Kernel {
     ) {
         match result {
             Err(Error::NeedKey(need)) => {
-                self.workers.retry(need, again, move |fs, result| {
-                    reply(result.map_err(|error| Errno::from_i32(errno::of(&error, fs.reason()))));
-                });
+                self.workers.run(move |_| Err(Error::NeedKey(need)), again, Self::numbered(reply));
             }
             other => reply(other.map_err(|error| self.number(&error))),
         }
+    }
+
+    /// For a reply that is given where this kernel's own tree is not at hand.
+    fn numbered<T>(reply: impl FnOnce(std::result::Result<T, Errno>)) -> impl FnOnce(&Fs, Result<T>) {
+        move |fs, result| reply(result.map_err(|error| Errno::from_i32(errno::of(&error, fs.reason()))))
     }
 
     fn creator(request: &Request, mode: u32, umask: u32) -> Creator {
@@ -128,13 +138,17 @@ pub fn mount(
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     config.n_threads = Some(cores.clamp(2, MAX_THREADS));
     config.clone_fd = true;
-    if rustix::process::geteuid().is_root() {
+    let forgetter = Arc::clone(&kernel.forgetter);
+    let session = if rustix::process::geteuid().is_root() {
         let device = direct::mount(mountpoint, &source.display().to_string(), flags)?;
-        return fuser::Session::from_fd(kernel, device, config.acl, config).inspect_err(|_| {
+        fuser::Session::from_fd(kernel, device, config.acl, config).inspect_err(|_| {
             let _ = rustix::mount::unmount(mountpoint, rustix::mount::UnmountFlags::DETACH);
-        });
-    }
-    fuser::Session::new(kernel, mountpoint, &config)
+        })?
+    } else {
+        fuser::Session::new(kernel, mountpoint, &config)?
+    };
+    forgetter.get_or_init(|| Forgetter::new(session.notifier()));
+    Ok(session)
 }
 
 fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
@@ -174,7 +188,17 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.reply_entry(self.fs.lookup(parent.0, name.as_bytes()), reply);
+        match self.fs.lookup(parent.0, name.as_bytes()) {
+            Err(Error::NeedKey(need)) => {
+                let name = name.as_bytes().to_vec();
+                let act = move |fs: &Fs| fs.lookup(parent.0, &name);
+                self.finish(Err(Error::NeedKey(need)), act, move |result| match result {
+                    Ok(entry) => reply.entry(&TTL, &attr_of(&entry), Generation(entry.generation)),
+                    Err(number) => reply.error(number),
+                });
+            }
+            other => self.reply_entry(other, reply),
+        }
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
@@ -293,8 +317,9 @@ impl fuser::Filesystem for Kernel {
 
     fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let truncate = flags.0 & libc::O_TRUNC != 0;
+        let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
         let open_flags = self.open_flags();
-        let act = move |fs: &Fs| fs.open(ino.0, truncate);
+        let act = move |fs: &Fs| fs.open(ino.0, writes, truncate);
         self.finish(act(&self.fs), act, move |result| match result {
             Ok(handle) => reply.opened(FileHandle(handle), open_flags),
             Err(number) => reply.error(number),
@@ -393,10 +418,16 @@ impl fuser::Filesystem for Kernel {
         reply.ok();
     }
 
-    fn fsync(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, _request: &Request, ino: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
         let act = move |fs: &Fs| fs.sync(handle.0, datasync);
+        let forgetter = Arc::clone(&self.forgetter);
         self.finish(act(&self.fs), act, move |result| match result {
-            Ok(()) => reply.ok(),
+            Ok(()) => {
+                if let Some(forgetter) = forgetter.get() {
+                    forgetter.forget_blocks(ino.0);
+                }
+                reply.ok();
+            }
             Err(number) => reply.error(number),
         });
     }
@@ -429,21 +460,29 @@ impl fuser::Filesystem for Kernel {
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let result = self.fs.list(handle.0, offset, true, |listed| {
-            let (attr, generation) = match &listed.entry {
-                Some(entry) => (attr_of(entry), entry.generation),
-                // `.` and `..` are not looked up: the kernel takes nothing but their number.
-                None => (convert::attr_of_dot(listed.ino), 0),
-            };
-            let name = OsStr::from_bytes(&listed.name);
-            !reply.add(INodeNo(listed.ino), listed.next, name, &TTL, &attr, Generation(generation))
+        // Shared, as it is filled by whoever comes to the end with it: here, or where a key can be waited for.
+        let reply = Arc::new(Mutex::new(Some(reply)));
+        let filled = Arc::clone(&reply);
+        let act = move |fs: &Fs| {
+            let mut reply = filled.lock();
+            let Some(reply) = reply.as_mut() else { return Ok(()) };
+            fs.list(handle.0, offset, true, |listed| {
+                let (attr, generation) = match &listed.entry {
+                    Some(entry) => (attr_of(entry), entry.generation),
+                    // `.` and `..` are not looked up: the kernel takes nothing but their number.
+                    None => (convert::attr_of_dot(listed.ino), 0),
+                };
+                let name = OsStr::from_bytes(&listed.name);
+                !reply.add(INodeNo(listed.ino), listed.next, name, &TTL, &attr, Generation(generation))
+            })
+        };
+        self.finish(act(&self.fs), act, move |result| match (reply.lock().take(), result) {
+            (Some(reply), Ok(())) => reply.ok(),
+            (Some(reply), Err(number)) => reply.error(number),
+            (None, _) => (),
         });
-        match result {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.number(&error)),
-        }
     }
 
     fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
@@ -498,10 +537,11 @@ impl fuser::Filesystem for Kernel {
         }
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         match self.fs.xattr_names(ino.0) {
             Ok(names) => {
-                let list: Vec<u8> = names.into_iter().flat_map(|name| [name, vec![0]].concat()).collect();
+                let shown = |name: &Vec<u8>| request.uid() == 0 || !name.starts_with(b"trusted.");
+                let list: Vec<u8> = names.into_iter().filter(shown).flat_map(|name| [name, vec![0]].concat()).collect();
                 reply_xattr(&list, size, reply);
             }
             Err(error) => reply.error(self.number(&error)),
@@ -544,15 +584,7 @@ impl fuser::Filesystem for Kernel {
         });
     }
 
-    fn lseek(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
+    fn lseek(&self, _request: &Request, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let what = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -560,9 +592,55 @@ impl fuser::Filesystem for Kernel {
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
         let act = move |fs: &Fs| fs.seek(handle.0, PlainOffset(offset), what);
-        self.finish(act(&self.fs), act, move |result| match result {
+        let done = move |result: std::result::Result<PlainOffset, Errno>| match result {
             Ok(found) => reply.offset(found.0 as i64),
             Err(number) => reply.error(number),
-        });
+        };
+        match self.forgetter.get() {
+            Some(forgetter) if self.fs.is_written_to(ino.0) => {
+                let forgetter = forgetter.clone();
+                self.workers.run(
+                    move |fs| {
+                        forgetter.write_out(ino.0);
+                        act(fs)
+                    },
+                    act,
+                    Self::numbered(done),
+                );
+            }
+            _ => self.finish(act(&self.fs), act, done),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _from: INodeNo,
+        _from_handle: FileHandle,
+        _from_offset: u64,
+        _to: INodeNo,
+        _to_handle: FileHandle,
+        _to_offset: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // From then on the kernel copies through its page cache, which knows more than we do.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // Programs ask every file whether it is a terminal.
+        reply.error(Errno::ENOTTY);
     }
 }

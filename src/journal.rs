@@ -18,7 +18,7 @@ pub use record::Update;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 /// Bytes of each of the two log files of a new volume.
 pub const LOG_LEN: u64 = 16 * 1024 * 1024;
@@ -44,10 +44,14 @@ pub struct Journal {
     inner: Mutex<Inner>,
     progress: Condvar,
     batch: AtomicU64,
+    /// Not 0: a write to the log failed, or to what only the log still has, with this error. What was appended may
+    /// or may not be there, so nothing more is promised, and nothing may be changed in place: the next mount replays.
+    broken: AtomicI32,
 }
 
 struct Inner {
-    logs: [Log; 2],
+    /// Two; fewer if nothing may be changed and the volume was never mounted otherwise.
+    logs: Vec<Log>,
     active: usize,
     /// Appended, not yet written to the active log.
     buffer: Vec<u8>,
@@ -57,8 +61,6 @@ struct Inner {
     writing: bool,
     /// Somebody syncs the files that a log went to, without holding the lock.
     cleaning: bool,
-    /// A write to the log failed: what was appended may or may not be there, so nothing more is promised.
-    broken: Option<i32>,
     committed_batch: u64,
     crashed_batches: Vec<u64>,
 }
@@ -71,6 +73,27 @@ pub struct Appended {
 }
 
 impl Journal {
+    fn of(inner: Inner, broken: i32) -> Self {
+        let batch = AtomicU64::new(inner.committed_batch + 1);
+        Self { batch, inner: Mutex::new(inner), progress: Condvar::new(), broken: AtomicI32::new(broken) }
+    }
+
+    /// Whether the log can be relied on.
+    ///
+    /// # Errors
+    /// The one with which it broke.
+    pub fn check(&self) -> io::Result<()> {
+        match self.broken.load(Ordering::Acquire) {
+            0 => Ok(()),
+            number => Err(io::Error::from_raw_os_error(number)),
+        }
+    }
+
+    fn break_with(&self, error: &io::Error) {
+        self.broken.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
+        self.progress.notify_all();
+    }
+
     /// The batch to which new files belong that are created now (format.md, "New files").
     pub fn batch(&self) -> u64 {
         self.batch.load(Ordering::Acquire)
@@ -150,7 +173,7 @@ impl Journal {
     fn sync(&self, lsn: Lsn) -> io::Result<()> {
         let mut inner = self.inner.lock();
         loop {
-            inner.check()?;
+            self.check()?;
             if inner.durable >= lsn.0 {
                 return Ok(());
             }
@@ -178,14 +201,15 @@ impl Journal {
     /// takes no more records, and the next mount replays it.
     pub fn not_applied(&self, appended: Appended, error: &io::Error) {
         let Appended { .. } = appended;
-        self.inner.lock().broken = Some(error.raw_os_error().unwrap_or(libc::EIO));
-        self.progress.notify_all();
+        // With the lock, so that nobody who has just looked waits for the news.
+        let _inner = self.inner.lock();
+        self.break_with(error);
     }
 
     /// Whether the inactive log waits to be cleaned, or the active one is half full.
     pub fn wants_checkpoint(&self) -> bool {
         let inner = self.inner.lock();
-        !inner.logs[1 - inner.active].touched.is_empty()
+        inner.logs.get(1 - inner.active).is_some_and(|log| !log.touched.is_empty())
     }
 
     /// Makes everything durable in place that the inactive log holds, so that the next rotation need not wait.
@@ -240,14 +264,14 @@ impl Journal {
                 Ok(())
             }
             Err(error) => {
-                inner.broken = Some(error.raw_os_error().unwrap_or(libc::EIO));
+                self.break_with(&error);
                 Err(error)
             }
         }
     }
 
     fn make_room(&self, inner: &mut MutexGuard<'_, Inner>, len: usize) -> io::Result<()> {
-        inner.check()?;
+        self.check()?;
         let log = &inner.logs[inner.active];
         if PAGE as u64 + len as u64 > log.capacity {
             // Cannot happen with logs of the length that we make: a file commits long before.
@@ -268,7 +292,7 @@ impl Journal {
         while inner.writing {
             self.progress.wait(inner);
         }
-        inner.check()?;
+        self.check()?;
         if !inner.buffer.is_empty() {
             self.write_out(inner)?;
             // The lock was released: somebody else may have begun to write, or even have rotated.
@@ -294,7 +318,7 @@ impl Journal {
     /// Waits until every update of a log is applied, and syncs the files that they went to.
     fn clean(&self, inner: &mut MutexGuard<'_, Inner>, which: usize) -> io::Result<()> {
         while inner.cleaning || inner.logs[which].unapplied > 0 {
-            inner.check()?;
+            self.check()?;
             self.progress.wait(inner);
         }
         inner.cleaning = true;
@@ -307,13 +331,25 @@ impl Journal {
         });
         inner.cleaning = false;
         self.progress.notify_all();
-        result.inspect_err(|_| inner.logs[which].touched.extend(touched))
+        // The kernel forgets what it could not write, and the next sync would find nothing wrong: from here on only
+        // the log has it, which must not be recycled any more.
+        result.inspect_err(|error: &io::Error| self.break_with(error))
     }
 }
 
 impl Inner {
-    fn check(&self) -> io::Result<()> {
-        self.broken.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(code)))
+    fn of(logs: Vec<Log>, active: usize, state: &log::State) -> Self {
+        Self {
+            logs,
+            active,
+            buffer: Vec::new(),
+            appended: 0,
+            durable: 0,
+            writing: false,
+            cleaning: false,
+            committed_batch: state.committed_batch,
+            crashed_batches: state.crashed_batches.clone(),
+        }
     }
 
     fn place(&self) -> record::Place {

@@ -11,8 +11,9 @@
 //! | 3 | [`journal`], [`file`](mod@file) | the redo log; one encrypted file |
 //! | 4 | [`fs`] | the tree in our own types: inodes, handles, names |
 //! | 5 | [`errno`], [`failure`], [`dev_vault`] | what applications and people are told; the embedded Key Vault |
-//! | 6 | [`fuse`], [`daemon`] | the kernel, the process |
-//! | 7 | [`cli`] | the commands |
+//! | 6 | [`fuse`] | the kernel |
+//! | 7 | [`daemon`] | the process of a mount |
+//! | 8 | [`cli`] | the commands |
 //! | – | [`manual`] | the byte layout, what is protected, what to expect, how to run it |
 //!
 //! Nothing in it is `unsafe`: system calls go through `rustix`.

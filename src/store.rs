@@ -178,6 +178,8 @@ pub trait Inode: Send + Sync {
     fn set_xattr(&self, name: &[u8], value: &[u8], how: SetXattr) -> io::Result<()>;
     /// Removes an extended attribute; an error if there is none.
     fn remove_xattr(&self, name: &[u8]) -> io::Result<()>;
+    /// Opens it, which has to be a regular file, once more: for reading and, if asked, for writing.
+    fn open_file(&self, writable: bool) -> io::Result<Arc<dyn StoreFile>>;
 }
 
 /// An open directory. Every name is one component; nothing follows symbolic links.

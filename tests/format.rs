@@ -127,7 +127,7 @@ fn fill(fs: &Fs, c: u64) -> Expected {
 fn change(fs: &Fs, c: u64, expected: &mut Expected) {
     let find = |name: &[u8]| fs.lookup(ROOT, name).unwrap().stat.ino;
     let content = |name: &str, len: u64, seed: u8| (name.to_owned(), noise(len as usize, seed));
-    let open = |ino| with_keys(fs, || fs.open(ino, false)).unwrap();
+    let open = |ino| with_keys(fs, || fs.open(ino, false, false)).unwrap();
 
     // Overwrite in the middle, and append over the border of a tag block.
     let (name, mut bytes) = content(&format!("size-{}", 64 * c + 1), 64 * c + 1, 5);
@@ -263,7 +263,7 @@ fn a_volume_whose_program_was_killed_is_whole_again_after_the_sweep() {
     expected.file("new", &content);
     make_file(&fs, ROOT, b"torn", &[(0, &content)], content.len() as u64);
     // Appended to a committed file, and not committed: the old length counts.
-    let handle = with_keys(&fs, || fs.open(fs.lookup(ROOT, b"holes")?.stat.ino, false)).unwrap();
+    let handle = with_keys(&fs, || fs.open(fs.lookup(ROOT, b"holes")?.stat.ino, false, false)).unwrap();
     fs.write(handle, PlainOffset(3 << 20), &content, false).unwrap();
     drop(fs);
     // As a machine leaves it that went down a moment later: an entry without content, and a file without one of its
@@ -283,7 +283,7 @@ fn a_volume_whose_program_was_killed_is_whole_again_after_the_sweep() {
             assert!(!fs.wants_sweep());
         }
         // Until it is opened for the first time, its length is what the header says.
-        let handle = with_keys(&fs, || fs.open(fs.lookup(ROOT, b"torn")?.stat.ino, false)).unwrap();
+        let handle = with_keys(&fs, || fs.open(fs.lookup(ROOT, b"torn")?.stat.ino, false, false)).unwrap();
         fs.release(handle);
         compare(&read_tree(&fs).unwrap(), &expected);
         if sweep {

@@ -173,7 +173,7 @@ fn volumes_of_every_format_are_read_exactly_and_can_be_written_to() {
         // The key file lies elsewhere than when the volume was made, which counts as another version of the key.
         assert!(fs.volume().adopt_newest_kek(&*kms(&vector.key()), &vector.volume_key()).unwrap());
         let ino = fs.lookup(ROOT, b"three chunks").unwrap().stat.ino;
-        let handle = with_keys(&fs, || fs.open(ino, false)).unwrap();
+        let handle = with_keys(&fs, || fs.open(ino, false, false)).unwrap();
         fs.write(handle, PlainOffset(5), b"changed", false).unwrap();
         fs.sync(handle, false).unwrap();
         make_file(&fs, ROOT, b"new", &[(0, b"new")], 3);
@@ -400,7 +400,7 @@ fn make_the_vectors_that_are_missing() {
         fs.make_symlink(ROOT, b"long link", &[b't'; 3500], me(0o777)).unwrap();
         // One that went through the journal.
         fs.commit_all().unwrap();
-        let handle = with_keys(&fs, || fs.open(one, false)).unwrap();
+        let handle = with_keys(&fs, || fs.open(one, false, false)).unwrap();
         fs.write(handle, PlainOffset(0), b"2", false).unwrap();
         fs.release(handle);
         fs.shut_down().unwrap();

@@ -1,8 +1,8 @@
 //! `kmsfs mount`: in the foreground, or as a process of its own that reports when the mount answers.
 
 use super::{Exit, Failure};
-use crate::daemon::options::Flags;
 use crate::daemon::{MountOptions, serve};
+use crate::fuse::flags::Flags;
 use crate::lease::Policy;
 use crate::units::VolumeId;
 use clap::Args;

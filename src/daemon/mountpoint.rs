@@ -8,8 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The type by which the mounts of kmsfs are known.
-pub const FS_TYPE: &str = "fuse.kmsfs";
+pub use crate::fuse::FS_TYPE;
 
 /// A mount as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +115,8 @@ pub fn check(mountpoint: &Path, nonempty: bool) -> Result<(), Failure> {
 
 /// Whether the process that served a mount is gone.
 pub fn is_dead(mountpoint: &Path) -> bool {
-    std::fs::metadata(mountpoint).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    // Not `stat`: what the kernel has cached outlives the process.
+    rustix::fs::statfs(mountpoint).is_err_and(|error| error == rustix::io::Errno::NOTCONN)
 }
 
 /// Takes a mount away that nobody uses.

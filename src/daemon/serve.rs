@@ -12,7 +12,7 @@ use crate::fs::maintain::INTERVAL;
 use crate::fs::volume::{Holder, Holding, Volume};
 use crate::fuse::forget::Forgetter;
 use crate::fuse::{Buffers, Kernel};
-use crate::journal::{LOG_LEN, recovery};
+use crate::journal::{Journal, LOG_LEN, recovery};
 use crate::kms::{ConnectOptions, Kms};
 use crate::lease::{Canary, Event, Keeper, Leases, LockReason, UnlockError};
 use crate::store::dir::DirStore;
@@ -42,8 +42,7 @@ pub fn serve(options: &MountOptions, ready: impl FnOnce()) -> Result<(), Failure
     let path = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
     let volume = Volume::open(&path).map_err(|error| Failure::of_volume(&options.volume, error))?;
     check_identity(options, &volume)?;
-    let holding = hold(options, &volume, &mountpoint)?;
-    let context = recover(options, &volume)?;
+    let (holding, context) = take(options, &volume, &mountpoint)?;
     let (kms, volume_key) = unwrap_volume_key(options, &volume)?;
     volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?;
     if !options.flags.read_only
@@ -174,13 +173,41 @@ fn check_identity(options: &MountOptions, volume: &Volume) -> Result<(), Failure
     }
 }
 
-fn hold(options: &MountOptions, volume: &Volume, mountpoint: &std::path::Path) -> Result<Holding, Failure> {
+/// Takes the volume, and recovers it if it has to be. A mount that changes nothing takes it alone for the recovery only.
+fn take(
+    options: &MountOptions,
+    volume: &Volume,
+    mountpoint: &std::path::Path,
+) -> Result<(Holding, Arc<Context>), Failure> {
+    let of_store = |error: std::io::Error| Failure::of_store(&options.volume, &error);
+    if !options.flags.read_only {
+        let holding = hold(options, volume, mountpoint, false)?;
+        let journal = recover(options, volume)?;
+        return Ok((holding, context(volume, journal)));
+    }
+    let read_journal = || recovery::read_only(&*volume.journal()?);
+    let (journal, clean) = read_journal().map_err(of_store)?;
+    if clean {
+        return Ok((hold(options, volume, mountpoint, true)?, context(volume, journal)));
+    }
+    let holding = hold(options, volume, mountpoint, false)?;
+    recover(options, volume)?.close().map_err(of_store)?;
+    holding.share().map_err(of_store)?;
+    Ok((holding, context(volume, read_journal().map_err(of_store)?.0)))
+}
+
+fn hold(
+    options: &MountOptions,
+    volume: &Volume,
+    mountpoint: &std::path::Path,
+    shared: bool,
+) -> Result<Holding, Failure> {
     let holder = Holder {
         pid: std::process::id(),
         mountpoint: mountpoint.display().to_string(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     };
-    match Holding::take(volume.path(), &holder, options.flags.read_only) {
+    match Holding::take(volume.path(), &holder, shared) {
         Ok(Ok(holding)) => Ok(holding),
         Ok(Err(other)) => {
             let who = other.map_or_else(
@@ -196,7 +223,7 @@ fn hold(options: &MountOptions, volume: &Volume, mountpoint: &std::path::Path) -
 }
 
 /// Opens the journal and replays what a crash has left. Needs no key.
-fn recover(options: &MountOptions, volume: &Volume) -> Result<Arc<Context>, Failure> {
+fn recover(options: &MountOptions, volume: &Volume) -> Result<Journal, Failure> {
     let of_store = |error: std::io::Error| Failure::of_store(&options.volume, &error);
     let (directory, tree) = (volume.journal().map_err(of_store)?, volume.tree().map_err(of_store)?);
     let (journal, found) = recovery::open(&*directory, &*tree, LOG_LEN).map_err(of_store)?;
@@ -210,14 +237,18 @@ fn recover(options: &MountOptions, volume: &Volume) -> Result<Arc<Context>, Fail
     for at in &found.damaged_at {
         tracing::error!("the journal is damaged at {at}: changes that were committed there are lost");
     }
+    Ok(journal)
+}
+
+fn context(volume: &Volume, journal: Journal) -> Arc<Context> {
     let record = volume.record();
-    Ok(Arc::new(Context {
+    Arc::new(Context {
         volume: record.id,
         geometry: Geometry::new(record.chunk_size),
         kek_floor: record.kek_floor,
         epoch_floor: record.epoch_floor,
         journal: Arc::new(journal),
-    }))
+    })
 }
 
 fn unwrap_volume_key(options: &MountOptions, volume: &Volume) -> Result<(Arc<dyn Kms>, Secret32), Failure> {

@@ -53,6 +53,11 @@ impl File {
         if state.mode != Mode::Fresh || !state.changed {
             return Ok(());
         }
+        for (chunk, sealed) in &state.pending {
+            self.store.write_at(sealed, self.context.geometry.stored_chunk(ChunkIndex(*chunk)))?;
+        }
+        state.pending.clear();
+        state.pending_bytes = 0;
         self.seal_blocks(state, keys)?;
         for block in &state.dirty.blocks {
             if let Some(bytes) = state.blocks.get(block) {
@@ -122,16 +127,16 @@ impl File {
     }
 
     /// The first half of a commit, for many files at once: the caller makes everything in place durable next
-    /// (`sync_all` of the store), and then calls [`Batched::finish`]. `None` if there is nothing to finish. A new file
-    /// becomes part of `batch`.
+    /// (`sync_all` of the store), and then calls [`Batched::finish`]. Until then nobody else is told that the file is
+    /// durable. A new file becomes part of `batch`.
     ///
     /// # Errors
     /// The store's; then nothing has changed.
-    pub fn prepare_batch(&self, batch: u64) -> Result<Option<Batched<'_>>, Error> {
+    pub fn prepare_batch(&self, batch: u64) -> Result<Batched<'_>, Error> {
         let guard = self.committing.lock();
         let prepared = self.prepare(batch)?;
-        self.state.write().unsynced = false;
-        Ok(prepared.map(|prepared| Batched { file: self, prepared: Some(prepared), _one_at_a_time: guard }))
+        let unsynced = std::mem::take(&mut self.state.write().unsynced);
+        Ok(Batched { file: self, prepared, unsynced, _one_at_a_time: guard })
     }
 
     /// Takes the snapshot. A fresh file is settled instead, and counts as committed from here on.
@@ -147,6 +152,7 @@ impl File {
         if !state.is_dirty() {
             return Ok(None);
         }
+        self.context.journal.check()?;
         let keys = self.keys()?;
         self.seal_blocks(state, &keys)?;
         let header = state.page.header_mut();
@@ -167,6 +173,7 @@ impl File {
         let dirty = std::mem::take(&mut state.dirty);
         state.blocks_in_flight = dirty.blocks.iter().copied().collect();
         state.changed = false;
+        state.underway = true;
         let occupied = std::mem::take(&mut state.occupied);
         // What the snapshot gives up stays occupied until the snapshot is what a crash brings back.
         state.occupied = occupied
@@ -271,9 +278,14 @@ impl File {
         })();
         let mut state = self.state.write();
         let placed = placed.and_then(|()| {
-            // Under the lock: others append in place, and what they wrote is not to be cut off.
-            if self.store.inode().stat()?.len < update.stored_len {
+            // Under the lock: others append in place, and what they wrote is not to be cut off. What lies behind that
+            // is of a write that failed, or waits for the next commit to give it up.
+            let len = self.store.inode().stat()?.len;
+            let most = update.stored_len.max(self.context.geometry.stored_len(state.len()));
+            if len < update.stored_len {
                 self.store.set_len(update.stored_len)?;
+            } else if len > most && state.cut.is_none() {
+                self.store.set_len(most)?;
             }
             Ok(())
         });
@@ -282,16 +294,16 @@ impl File {
             return Err(error.into());
         }
         self.context.journal.applied(appended, self.target.ino, Some(&self.store));
+        state.underway = false;
         state.blocks_in_flight.clear();
         state.in_flight.clear();
         state.cut_in_flight = None;
-        for (chunk, occupied) in &prepared.occupied {
-            // Given up by the snapshot, which is what a crash brings back now.
-            if *occupied
-                && !state.pending.contains_key(chunk)
-                && self.entry_if_loaded(&state, ChunkIndex(*chunk)) == Some(true)
-            {
-                state.occupied.remove(chunk);
+        // Given up by the snapshot, which is what a crash brings back now. What was given up once more meanwhile is
+        // freed by the next commit: nothing may be written there before that.
+        let free = if state.voids.is_empty() { prepared.occupied } else { HashMap::new() };
+        for (chunk, _) in free.into_iter().filter(|(_, occupied)| *occupied) {
+            if !state.pending.contains_key(&chunk) && self.entry_if_loaded(&state, ChunkIndex(chunk)) == Some(true) {
+                state.occupied.remove(&chunk);
             }
         }
         if let Some(mtime) = state.mtime {
@@ -304,11 +316,14 @@ impl File {
     /// Puts a snapshot back that could not be made durable; newer changes stay on top.
     fn give_back(&self, prepared: Prepared) {
         let mut state = self.state.write();
+        state.underway = false;
         state.in_flight.clear();
         state.blocks_in_flight.clear();
         state.cut_in_flight = None;
+        let count = self.context.geometry.chunk_count(state.len());
         for (chunk, sealed) in prepared.pending {
-            if !state.pending.contains_key(&chunk) && self.entry_if_loaded(&state, ChunkIndex(chunk)) != Some(true) {
+            let gone = chunk >= count || self.entry_if_loaded(&state, ChunkIndex(chunk)) == Some(true);
+            if !gone && !state.pending.contains_key(&chunk) {
                 state.put_pending(chunk, sealed);
             }
         }
@@ -332,6 +347,7 @@ impl File {
 pub struct Batched<'a> {
     file: &'a File,
     prepared: Option<Prepared>,
+    unsynced: bool,
     _one_at_a_time: parking_lot::MutexGuard<'a, ()>,
 }
 
@@ -341,6 +357,7 @@ impl Batched<'_> {
     /// # Errors
     /// The journal's and the store's.
     pub fn finish(mut self) -> Result<(), Error> {
+        self.unsynced = false;
         self.prepared.take().map_or(Ok(()), |prepared| self.file.finish_synced(prepared))
     }
 }
@@ -350,5 +367,6 @@ impl Drop for Batched<'_> {
         if let Some(prepared) = self.prepared.take() {
             self.file.give_back(prepared);
         }
+        self.file.state.write().unsynced |= self.unsynced;
     }
 }

@@ -18,12 +18,14 @@ impl File {
         if len.0 > MAX_PLAIN_LEN {
             return Err(Error::TooLong);
         }
+        self.context.journal.check()?;
         let keys = self.keys()?;
         let mut state = self.state.write();
         let old = state.len();
         match len.cmp(&old) {
             std::cmp::Ordering::Equal => Ok(()),
-            std::cmp::Ordering::Greater => self.extend(&mut state, &keys, len),
+            // What it left behind the end has to be cut off again, which the next commit does.
+            std::cmp::Ordering::Greater => self.extend(&mut state, &keys, len).inspect_err(|_| state.changed = true),
             std::cmp::Ordering::Less => self.shorten(&mut state, &keys, len),
         }
     }
@@ -39,19 +41,20 @@ impl File {
         Ok(())
     }
 
+    /// Everything that may fail comes first: a cut that is made by half would lose what lies behind it.
     fn shorten(&self, state: &mut State, keys: &Keys, len: PlainOffset) -> Result<(), Error> {
         let geometry = self.context.geometry;
         let old = state.len();
         let count = geometry.chunk_count(len);
         let rest = geometry.len_of_chunk(geometry.chunk_of(len), len);
-        if rest > 0 {
-            let chunk = geometry.chunk_of(len);
-            self.load(state, keys, chunk, chunk)?;
-            if self.entry(state, chunk).is_some() {
-                self.reseal(state, keys, chunk, rest as usize)?;
-            }
+        if count > 0 {
+            self.load(state, keys, ChunkIndex(count - 1), ChunkIndex(count - 1))?;
         }
-        self.clear_tags(state, keys, count, old)?;
+        let gone = self.load_parents_of_gone(state, keys, geometry.block_count(len), geometry.block_count(old))?;
+        if rest > 0 && self.entry(state, ChunkIndex(count - 1)).is_some() {
+            self.reseal(state, keys, ChunkIndex(count - 1), rest as usize)?;
+        }
+        self.clear_tags(state, count, old, &gone);
         let stored = geometry.stored_len(len);
         let chunks: Vec<u64> = state.pending.range(count..).map(|(chunk, _)| *chunk).collect();
         for chunk in chunks {
@@ -72,24 +75,49 @@ impl File {
         Ok(())
     }
 
-    /// Clears the entries of all chunks from `count` on, and the MACs of the blocks that go.
-    fn clear_tags(&self, state: &mut State, keys: &Keys, count: u64, old: PlainOffset) -> Result<(), Error> {
+    /// Brings those blocks into memory that stay and hold the MACs of blocks that go; returns those that go.
+    fn load_parents_of_gone(
+        &self,
+        state: &mut State,
+        keys: &Keys,
+        blocks: u64,
+        old_blocks: u64,
+    ) -> Result<Vec<u64>, Error> {
+        let mut gone = Vec::new();
+        for above in 0..blocks {
+            let first = above * CHILDREN_PER_BLOCK as u64 + 1;
+            let children = first.max(blocks)..(first + CHILDREN_PER_BLOCK as u64).min(old_blocks);
+            if first >= old_blocks {
+                break;
+            }
+            if children.is_empty() || !self.exists(state, keys, above)? {
+                continue;
+            }
+            self.load_block(state, keys, above)?;
+            for child in children {
+                if self.mac_of(state, keys, child)? != NO_BLOCK {
+                    gone.push(child);
+                }
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Clears the entries of all chunks from `count` on, and the MACs of the blocks that go. What is needed for it is
+    /// in memory.
+    fn clear_tags(&self, state: &mut State, count: u64, old: PlainOffset, gone: &[u64]) {
         let geometry = self.context.geometry;
         let old_count = geometry.chunk_count(old);
         for chunk in count..old_count.min(ENTRIES_PER_HEADER as u64) {
             self.clear_entry(state, ChunkIndex(chunk));
         }
         let blocks = geometry.block_count(geometry.chunk_start(ChunkIndex(count)));
-        if count > 0
-            && let EntryPlace::Block(block, _) = geometry.entry_place(ChunkIndex(count - 1))
-        {
-            self.load_block(state, keys, block)?;
+        if blocks > 0 {
             let end = geometry.last_with_same_tags(ChunkIndex(count - 1)).0 + 1;
             for chunk in count..old_count.min(end) {
                 self.clear_entry(state, ChunkIndex(chunk));
             }
         }
-        let old_blocks = geometry.block_count(old);
         state.blocks.retain(|block, _| *block < blocks);
         state.dirty.blocks.retain(|block| *block < blocks);
         state.dirty.new_blocks.retain(|block| *block < blocks);
@@ -99,26 +127,11 @@ impl File {
         });
         if blocks == 0 {
             self.set_child(state, 0, &NO_BLOCK);
-            return Ok(());
         }
-        for above in 0..blocks {
-            let first = above * CHILDREN_PER_BLOCK as u64 + 1;
-            let gone = first.max(blocks)..(first + CHILDREN_PER_BLOCK as u64).min(old_blocks);
-            if first >= old_blocks {
-                break;
-            }
-            if gone.is_empty() || !self.exists(state, keys, above)? {
-                continue;
-            }
-            self.load_block(state, keys, above)?;
-            for child in gone {
-                if self.mac_of(state, keys, child)? != NO_BLOCK {
-                    self.set_child(state, child, &NO_BLOCK);
-                    state.dirty.cleared_children.insert(child);
-                }
-            }
+        for child in gone {
+            self.set_child(state, *child, &NO_BLOCK);
+            state.dirty.cleared_children.insert(*child);
         }
-        Ok(())
     }
 
     /// Whether a block exists: in memory, or according to its parents.
@@ -143,6 +156,7 @@ impl File {
     /// As for [`write`](Self::write).
     pub fn punch(&self, start: PlainOffset, end: PlainOffset) -> Result<(), Error> {
         let geometry = self.context.geometry;
+        self.context.journal.check()?;
         let end = PlainOffset(end.0.min(self.len().0));
         if start >= end {
             return Ok(());
@@ -203,7 +217,7 @@ impl File {
     /// written before that.
     fn next_run(&self, state: &State, range: std::ops::Range<u64>) -> Option<(u64, u64, bool)> {
         let exists = |chunk: u64| self.entry(state, ChunkIndex(chunk)).is_some();
-        let occupied = |chunk: u64| !self.may_write_in_place(state, ChunkIndex(chunk));
+        let occupied = |chunk: u64| state.mode == Mode::Committed && self.is_occupied(state, ChunkIndex(chunk));
         let from = range.clone().find(|chunk| exists(*chunk))?;
         let kind = occupied(from);
         let to = (from..range.end).find(|chunk| !exists(*chunk) || occupied(*chunk) != kind).unwrap_or(range.end);

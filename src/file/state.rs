@@ -45,6 +45,8 @@ pub(super) struct State {
     /// The header and the first tag entries, as they are now.
     pub page: VerifiedPage,
     pub mode: Mode,
+    /// A snapshot is on its way: what is in place may be older, or newer in part.
+    pub underway: bool,
     /// The page, or a block, differs from what was last written or appended to the journal.
     pub changed: bool,
     /// Tag blocks in memory.
@@ -60,7 +62,8 @@ pub(super) struct State {
     pub cut: Option<Cut>,
     /// The same of the commit that is on its way.
     pub cut_in_flight: Option<Cut>,
-    /// Chunks that overwrite committed ones and wait for the journal.
+    /// Chunks that overwrite committed ones and wait for the journal, or could not be written in place when they should
+    /// have been.
     pub pending: BTreeMap<u64, Sealed>,
     pub pending_bytes: usize,
     /// Chunks that are in the journal (or on the way to it) and not yet in place.
@@ -78,6 +81,7 @@ impl State {
         Self {
             page,
             mode,
+            underway: false,
             changed: mode == Mode::Fresh,
             blocks: HashMap::new(),
             dirty: Dirty::default(),

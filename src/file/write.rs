@@ -20,6 +20,9 @@ pub(super) const MAX_OCCUPIED: usize = 64 << 10;
 /// So many tag blocks may be new since the last commit: they go into the update whole, 3 MiB.
 const MAX_NEW_BLOCKS: usize = 256;
 
+/// Up to so many bytes at a time go through the journal even where nothing committed would be overwritten.
+const SMALL: usize = 16 << 10;
+
 thread_local! {
     /// Ciphertext on its way out.
     static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -43,10 +46,13 @@ impl File {
             return Ok(());
         }
         let end = offset.0.checked_add(data.len() as u64).filter(|end| *end <= MAX_PLAIN_LEN).ok_or(Error::TooLong)?;
+        self.context.journal.check()?;
         let keys = self.keys()?;
         let full = {
             let mut state = self.state.write();
-            self.write_locked(&mut state, &keys, offset, PlainOffset(end), data)?;
+            let written = self.write_locked(&mut state, &keys, offset, PlainOffset(end), data);
+            // What it left behind the end has to be cut off again, which the next commit does.
+            written.inspect_err(|_| state.changed = true)?;
             state.pending_bytes >= MAX_PENDING
                 || state.occupied.len() >= MAX_OCCUPIED
                 || (state.mode == Mode::Committed && state.dirty.new_blocks.len() >= MAX_NEW_BLOCKS)
@@ -73,6 +79,9 @@ impl File {
         }
         let new_len = PlainOffset(state.len().0.max(end.0));
         let batch = keys.chunks.batch((last.0 - first.0 + 1) as usize);
+        // A little that is appended goes through the journal too: a sync then costs one sync of the journal, and not one
+        // of the file, with its new length, besides.
+        let small = state.mode == Mode::Committed && data.len() <= SMALL;
         SEALED.with_borrow_mut(|buffer| {
             buffer.clear();
             let mut run = Run { start: StoredOffset(0), sealed: buffer, entries: Vec::new() };
@@ -94,8 +103,13 @@ impl File {
                     &merged
                 };
                 let position = (index - first.0) as usize;
-                if self.may_write_in_place(state, chunk) {
-                    let at = geometry.stored_chunk(chunk);
+                let at = geometry.stored_chunk(chunk);
+                let free = self.may_write_in_place(state, chunk);
+                if free && small {
+                    // Its place is taken now: when the journal has it, everything else was promised already.
+                    self.store.write_at(&vec![0; plain.len()], at)?;
+                }
+                if free && !small {
                     if !run.entries.is_empty() && at.0 != run.start.0 + run.sealed.len() as u64 {
                         self.put_in_place(state, &mut run)?;
                     }
@@ -130,7 +144,7 @@ impl File {
         state.mode == Mode::Fresh || !self.is_occupied(state, chunk)
     }
 
-    fn is_occupied(&self, state: &State, chunk: ChunkIndex) -> bool {
+    pub(super) fn is_occupied(&self, state: &State, chunk: ChunkIndex) -> bool {
         let cut = [state.cut, state.cut_in_flight].into_iter().flatten().any(|cut| chunk.0 >= cut.chunk);
         cut || state.occupied.get(&chunk.0).copied().unwrap_or_else(|| self.entry(state, chunk).is_some())
     }
@@ -143,23 +157,29 @@ impl File {
         }
     }
 
-    /// Writes a run and makes it part of the file.
+    /// Writes a run and makes it part of the file. If it cannot be written, the chunks that it was going to overwrite,
+    /// and may have destroyed, are kept in memory until they can.
     fn put_in_place(&self, state: &mut State, run: &mut Run<'_>) -> Result<(), Error> {
         if run.entries.is_empty() {
             return Ok(());
         }
-        self.store.write_at(run.sealed, run.start)?;
+        let written = self.store.write_at(run.sealed, run.start);
         state.unsynced = true;
         for (chunk, entry) in run.entries.drain(..) {
+            if written.is_err() && self.entry(state, chunk).is_none() {
+                continue;
+            }
             self.mark_occupied(state, chunk);
             self.set_entry(state, chunk, Some(&entry));
-            let end = self.context.geometry.chunk_start(ChunkIndex(chunk.0 + 1));
-            let written = run.start.0 + run.sealed.len() as u64 - self.context.geometry.stored_chunk(chunk).0;
-            let len = written.min(self.context.geometry.chunk_len());
-            self.grow_to(state, PlainOffset(end.0 - self.context.geometry.chunk_len() + len));
+            let at = (self.context.geometry.stored_chunk(chunk).0 - run.start.0) as usize;
+            let len = (run.sealed.len() - at).min(self.context.geometry.chunk_len() as usize);
+            if written.is_err() {
+                state.put_pending(chunk.0, Arc::from(&run.sealed[at..at + len]));
+            }
+            self.grow_to(state, PlainOffset(self.context.geometry.chunk_start(chunk).0 + len as u64));
         }
         run.sealed.clear();
-        Ok(())
+        Ok(written?)
     }
 
     fn grow_to(&self, state: &mut State, len: PlainOffset) {
@@ -218,12 +238,14 @@ impl File {
         plain.resize(len, 0);
         let mut sealed = vec![0; len];
         let entry = keys.chunks.batch(1).seal(0, &self.aad(chunk), &plain, &mut sealed);
-        if self.may_write_in_place(state, chunk) {
-            self.store.write_at(&sealed, self.context.geometry.stored_chunk(chunk))?;
+        let at = self.context.geometry.stored_chunk(chunk);
+        let placed = self.may_write_in_place(state, chunk) && {
             state.unsynced = true;
-            self.mark_occupied(state, chunk);
-        } else {
-            self.mark_occupied(state, chunk);
+            // If it fails, the old version may be destroyed: the new one is kept until it can be written.
+            self.store.write_at(&sealed, at).is_ok()
+        };
+        self.mark_occupied(state, chunk);
+        if !placed {
             state.put_pending(chunk.0, Arc::from(sealed));
         }
         self.set_entry(state, chunk, Some(&entry));

@@ -1,5 +1,6 @@
 //! Lookup, and reading and changing the attributes of an inode.
 
+use super::keyring::Unlocked;
 use super::nodes::{Place, ROOT};
 use super::*;
 use crate::crypto::cipher::VALUE_OVERHEAD;
@@ -43,10 +44,46 @@ impl Fs {
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Entry> {
         let keys = self.enter()?;
         let _paths = self.namespace.read();
-        let stored = self.stored_name(&keys, parent, name)?;
         let directory = self.nodes.directory(parent)?;
-        let stat = directory.stat(&stored.entry)?;
+        let stored = self.known_name(&keys, parent, &*directory, name)?;
+        let stat = self.settled(&keys, &*directory, parent, &stored.entry)?;
         self.found(&*directory, parent, &stored.entry, stat)
+    }
+
+    /// The attributes of an entry. A file that was being written when the machine went down is looked at first: the
+    /// kernel is not told of a length that opening the file would take back.
+    ///
+    /// # Errors
+    /// [`Error::NeedKey`] for such a file; the store's.
+    pub(super) fn settled(&self, keys: &Unlocked, directory: &dyn StoreDir, parent: u64, entry: &[u8]) -> Result<Stat> {
+        let stat = directory.stat(entry)?;
+        if self.read_only || !self.is_doubtful(directory, entry, &stat) {
+            return Ok(stat);
+        }
+        self.nodes.remember(&stat, Place { parent, entry: entry.into() });
+        let seen = self.obtain_file(keys, stat.ino).and_then(|file| Ok(file.confirm()?));
+        self.nodes.forget(stat.ino, 1);
+        match seen {
+            Err(error @ (Error::NeedKey(_) | Error::Locked(_) | Error::Draining)) => Err(error),
+            // Whatever is wrong with it, it can be shown and removed.
+            _ => Ok(directory.stat(entry)?),
+        }
+    }
+
+    /// Whether the length of a file in the store says nothing yet.
+    fn is_doubtful(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> bool {
+        let crashed = self.context.journal.crashed_batches();
+        if crashed.is_empty() || stat.kind != Kind::File || self.open_file(stat.ino).is_some() {
+            return false;
+        }
+        match directory.open_file(entry, false).map(|store| Unverified::read(&*store)) {
+            Ok(Ok(Found::Header(found))) => {
+                let header = found.header();
+                crashed.contains(&header.batch) || self.context.geometry.stored_len(header.len) != stat.len
+            }
+            Ok(Ok(Found::Nothing)) => true,
+            _ => false,
+        }
     }
 
     /// Notes that the kernel is told of an entry.
@@ -83,14 +120,26 @@ impl Fs {
             let stat = file.store().inode().stat()?;
             return Ok(Entry { stat, len: file.len(), generation: 0 });
         }
-        let place = self.nodes.place(ino)?;
-        let directory = self.nodes.directory(place.parent)?;
-        let stat = directory.stat(&place.entry)?;
-        if stat.ino != ino {
-            return Err(Error::Stale);
+        if let Some(rest) = self.nodes.rest(ino) {
+            let stat = rest.stat()?;
+            return Ok(Entry { stat, len: self.len_of_rest(&stat), generation: 0 });
         }
-        let len = self.shown_len(&*directory, &place.entry, &stat);
-        Ok(Entry { stat, len, generation: 0 })
+        self.nodes.at_place(ino, |directory, entry| {
+            let stat = directory.stat(entry)?;
+            if stat.ino != ino {
+                return Err(Error::Stale);
+            }
+            Ok(Entry { stat, len: self.shown_len(directory, entry, &stat), generation: 0 })
+        })
+    }
+
+    /// The length that is shown of what has these attributes and no name.
+    fn len_of_rest(&self, stat: &Stat) -> PlainOffset {
+        match stat.kind {
+            Kind::File => self.context.geometry.plain_len(stat.len).unwrap_or_default(),
+            Kind::Symlink => symlink_len(stat.len.0),
+            _ => PlainOffset(stat.len.0),
+        }
     }
 
     /// The length that is shown of what has these attributes.
@@ -120,11 +169,13 @@ impl Fs {
     }
 
     fn shown_symlink_len(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> PlainOffset {
-        let sealed = match self.long_target(directory, entry, stat) {
-            Some(name) => self.volume.links().and_then(|links| links.stat(&name)).map_or(0, |side| side.len.0),
-            None => stat.len.0 * 3 / 4,
-        };
-        PlainOffset(sealed.saturating_sub(VALUE_OVERHEAD as u64))
+        match self.long_target(directory, entry, stat) {
+            Some(name) => {
+                let sealed = self.volume.links().and_then(|links| links.stat(&name)).map_or(0, |side| side.len.0);
+                PlainOffset(sealed.saturating_sub(VALUE_OVERHEAD as u64))
+            }
+            None => symlink_len(stat.len.0),
+        }
     }
 
     /// What gives access to the inode itself: the open file if there is one, as it may have lost its name.
@@ -132,11 +183,13 @@ impl Fs {
         if let Some(file) = self.open_file(ino) {
             return act(file.store().inode());
         }
+        if let Some(rest) = self.nodes.rest(ino) {
+            return act(&*rest);
+        }
         if ino == ROOT || self.nodes.kind(ino) == Some(Kind::Directory) {
             return act(self.nodes.directory(ino)?.inode());
         }
-        let place = self.nodes.place(ino)?;
-        let inode = self.nodes.directory(place.parent)?.entry(&place.entry)?;
+        let inode = self.nodes.at_place(ino, |directory, entry| Ok(directory.entry(entry)?))?;
         act(&*inode)
     }
 
@@ -200,4 +253,9 @@ impl Fs {
         let target = directory.read_symlink(entry).ok()?;
         target.strip_prefix(b".").map(<[u8]>::to_vec)
     }
+}
+
+/// The length of a symbolic link's target whose encoded form has this length.
+fn symlink_len(encoded: u64) -> PlainOffset {
+    PlainOffset((encoded * 3 / 4).saturating_sub(VALUE_OVERHEAD as u64))
 }

@@ -50,7 +50,7 @@ impl Fs {
         let (envelope, secret) = self.envelopes.take(&self.leases, &self.volume)?;
         make_side(&*directory, stored.side.as_ref())?;
         let store = directory.create_file(&stored.entry, permissions)?;
-        let made = self.own(store.inode(), creator, permissions).and_then(|stat| {
+        let made = self.own(&*directory, store.inode(), creator, permissions).and_then(|stat| {
             let file_id = FileId(random_id());
             let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, file_id, Epoch(0));
             let path = [&self.nodes.path(parent)[..], b"/", &stored.entry].concat();
@@ -66,7 +66,7 @@ impl Fs {
             let _ = directory.unlink(&stored.entry);
         })?;
         self.note_fresh(stat.ino, &store);
-        let handle = self.register(stat.ino, &file);
+        let handle = self.register(stat.ino, &file, true);
         let entry = self.found(&*directory, parent, &stored.entry, stat)?;
         Ok((entry, handle))
     }
@@ -93,13 +93,12 @@ impl Fs {
         Ok(if has_acl { creator.permissions } else { creator.permissions & !creator.umask } & 0o7777)
     }
 
-    /// Gives something new to its creator; returns its attributes then.
-    fn own(&self, inode: &dyn Inode, creator: Creator, permissions: u32) -> Result<Stat> {
+    /// Gives something new in a directory to its creator; returns its attributes then.
+    fn own(&self, directory: &dyn StoreDir, inode: &dyn Inode, creator: Creator, permissions: u32) -> Result<Stat> {
         let stat = inode.stat()?;
-        // The group was inherited if the directory has the setgid bit: then the backing filesystem has set another
-        // one than ours.
-        let inherited = stat.gid != rustix::process::getegid().as_raw();
-        let gid = if inherited { stat.gid } else { creator.gid };
+        // In a directory with the setgid bit it has the directory's group already.
+        let inherits = stat.gid != creator.gid && directory.inode().stat()?.permissions & 0o2000 != 0;
+        let gid = if inherits { stat.gid } else { creator.gid };
         let special = permissions & 0o6000;
         if stat.uid == creator.uid && stat.gid == gid {
             return Ok(stat);
@@ -133,7 +132,7 @@ impl Fs {
             if !self.volume.record().plain_names {
                 made.make_symlink(DIR_ID_ENTRY, HEXLOWER.encode(&random_id()).as_bytes())?;
             }
-            self.own(made.inode(), creator, permissions & 0o1777).map(drop)
+            self.own(directory, made.inode(), creator, permissions & 0o1777).map(drop)
         })
     }
 
@@ -176,7 +175,7 @@ impl Fs {
         let permissions = self.permissions(parent, creator)?;
         self.make_staged(parent, &stored, |directory, staged| {
             directory.make_node(staged, kind, permissions, rdev)?;
-            self.own(&*directory.entry(staged)?, creator, permissions).map(drop)
+            self.own(directory, &*directory.entry(staged)?, creator, permissions).map(drop)
         })
     }
 
@@ -201,7 +200,7 @@ impl Fs {
         };
         let made = self.make_staged(parent, &stored, |directory, staged| {
             directory.make_symlink(staged, &encoded)?;
-            self.own(&*directory.entry(staged)?, creator, 0).map(drop)
+            self.own(directory, &*directory.entry(staged)?, creator, 0).map(drop)
         });
         if let (Err(_), Some(side)) = (&made, &side) {
             let _ = self.volume.links().and_then(|links| links.unlink(side));

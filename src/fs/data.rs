@@ -30,11 +30,11 @@ pub enum Allocate {
 }
 
 impl Fs {
-    /// Opens a file; with `truncate` it is empty then.
+    /// Opens a file, for writing too if it `writes`; with `truncate` it is empty then.
     ///
     /// # Errors
     /// [`Error::NeedKey`] if its envelope has to be unwrapped first; [`Error::Damaged`].
-    pub fn open(&self, ino: u64, truncate: bool) -> Result<u64> {
+    pub fn open(&self, ino: u64, writes: bool, truncate: bool) -> Result<u64> {
         let keys = self.enter()?;
         let _paths = self.namespace.read();
         let file = self.obtain_file(&keys, ino)?;
@@ -42,18 +42,20 @@ impl Fs {
             self.writable()?;
             file.set_len(PlainOffset(0))?;
         }
-        Ok(self.register(ino, &file))
+        Ok(self.register(ino, &file, writes))
     }
 
     /// A handle for an open file.
-    pub(super) fn register(&self, ino: u64, file: &Arc<File>) -> u64 {
+    pub(super) fn register(&self, ino: u64, file: &Arc<File>, writes: bool) -> u64 {
         self.counters.opened.fetch_add(1, Relaxed);
         {
             let mut files = self.files.lock();
-            files.entry(ino).or_insert_with(|| OpenFile { file: Arc::clone(file), handles: 0 }).handles += 1;
+            let open = files.entry(ino).or_insert_with(|| OpenFile::of(file));
+            open.handles += 1;
+            open.writers += usize::from(writes);
         }
         let handle = self.next_handle.fetch_add(1, Relaxed);
-        self.handles.write().insert(handle, Handle::File { ino, file: Arc::clone(file) });
+        self.handles.write().insert(handle, Handle::File { ino, file: Arc::clone(file), writes });
         handle
     }
 
@@ -68,13 +70,15 @@ impl Fs {
             self.restore_keys(keys, &file)?;
             return Ok(file);
         }
-        let place = self.nodes.place(ino)?;
-        let directory = self.nodes.directory(place.parent)?;
-        let store = match directory.open_file(&place.entry, !self.read_only) {
-            Err(error) if !self.read_only && error.kind() == std::io::ErrorKind::PermissionDenied => {
-                directory.open_file(&place.entry, false)?
-            }
-            other => other?,
+        let open = |open: &dyn Fn(bool) -> std::io::Result<Arc<dyn StoreFile>>| match open(!self.read_only) {
+            Err(error) if !self.read_only && error.kind() == std::io::ErrorKind::PermissionDenied => open(false),
+            other => other,
+        };
+        let store = match self.nodes.rest(ino) {
+            Some(rest) => open(&|writable| rest.open_file(writable))?,
+            None => self
+                .nodes
+                .at_place(ino, |directory, entry| Ok(open(&|writable| directory.open_file(entry, writable))?))?,
         };
         if store.inode().stat()?.ino != ino {
             return Err(Error::Stale);
@@ -82,7 +86,7 @@ impl Fs {
         let file = Arc::new(self.read_file(keys, ino, store)?);
         // Somebody else may have been faster: there is one file for an inode.
         let mut files = self.files.lock();
-        let open = files.entry(ino).or_insert_with(|| OpenFile { file: Arc::clone(&file), handles: 0 });
+        let open = files.entry(ino).or_insert_with(|| OpenFile::of(&file));
         Ok(Arc::clone(&open.file))
     }
 
@@ -173,7 +177,7 @@ impl Fs {
 
     fn file_handle(&self, handle: u64) -> Result<(u64, Arc<File>)> {
         match self.handles.read().get(&handle) {
-            Some(Handle::File { ino, file }) => Ok((*ino, Arc::clone(file))),
+            Some(Handle::File { ino, file, .. }) => Ok((*ino, Arc::clone(file))),
             _ => Err(Error::errno(libc::EBADF)),
         }
     }
@@ -205,8 +209,9 @@ impl Fs {
         Ok(())
     }
 
-    /// What `close` does: what was written can be read by whoever opens the file next, also after the program that
-    /// serves it ended. Durable only after [`sync`](Self::sync).
+    /// What `close` does: a file that is not committed yet can be read as it is now, also after the program that serves
+    /// it was killed. Changes of a committed one follow with the next batch; durable is all of it only after
+    /// [`sync`](Self::sync).
     ///
     /// # Errors
     /// The store's.
@@ -235,16 +240,23 @@ impl Fs {
 
     /// Gives up a handle.
     pub fn release(&self, handle: u64) {
-        let Some(Handle::File { ino, file }) = self.handles.write().remove(&handle) else { return };
+        let Some(Handle::File { ino, file, writes }) = self.handles.write().remove(&handle) else { return };
         // Its errors were reported by flush; what is not committed is tried again with the next batch.
         let settled = self.enter_draining().is_ok() && (!file.has_keys() || file.settle().is_ok());
         let mut files = self.files.lock();
         if let Some(open) = files.get_mut(&ino) {
             open.handles -= 1;
-            if open.handles == 0 && settled && !file.waits_for_commit() {
+            open.writers -= usize::from(writes);
+            let is_gone = || file.store().inode().stat().is_ok_and(|stat| stat.nlink == 0);
+            if open.handles == 0 && (settled && !file.waits_for_commit() || is_gone()) {
                 files.remove(&ino);
             }
         }
+    }
+
+    /// Whether somebody can write to a file, so that the kernel may know of more than it sent.
+    pub fn is_written_to(&self, ino: u64) -> bool {
+        self.files.lock().get(&ino).is_some_and(|open| open.writers > 0)
     }
 
     /// The next data or hole.

@@ -50,7 +50,7 @@ impl Fs {
     /// each but `.` and `..` comes with its own, and counts as looked up if it was taken.
     ///
     /// # Errors
-    /// The store's. Entries that cannot be read are left out, with one warning.
+    /// The store's. Entries whose names cannot be read are given out in an escaped form, with one warning.
     pub fn list(&self, handle: u64, from: u64, attributes: bool, mut take: impl FnMut(&Listed) -> bool) -> Result<()> {
         let keys = self.enter()?;
         let _paths = self.namespace.read();
@@ -71,20 +71,26 @@ impl Fs {
                 return Ok(());
             }
         }
-        let id = if self.volume.record().plain_names { None } else { Some(self.dir_id(ino)?) };
+        let naming = self.naming(ino)?;
+        let mut given = 2_u64.saturating_sub(from);
         for position in from.max(2).. {
             let Some(found) = listing.entries.get((position - 2) as usize) else { break };
-            let name = match self.plain_name(&keys, id, &*directory, &found.name) {
-                Ok(Some(name)) => name,
-                Ok(None) => continue,
-                Err(_) => {
-                    if !std::mem::replace(&mut listing.unreadable, true) {
-                        self.found_damage(|| format!("directory {ino} has entries whose names cannot be read"));
-                    }
-                    continue;
+            let name = self.shown_name(&keys, naming, &*directory, &found.name, || {
+                if !std::mem::replace(&mut listing.unreadable, true) {
+                    self.found_damage(|| format!("directory {ino} has entries whose names cannot be read"));
                 }
+            });
+            let Some(name) = name else { continue };
+            let stat = match found.kind {
+                _ if attributes => match self.settled(&keys, &*directory, ino, &found.name) {
+                    // What was given out so far is an answer; the rest is asked for again.
+                    Err(Error::NeedKey(_)) if given > 0 => return Ok(()),
+                    Err(error @ Error::NeedKey(_)) => return Err(error),
+                    other => other,
+                },
+                None => directory.stat(&found.name).map_err(Error::from),
+                Some(_) => Ok(blank(found)),
             };
-            let stat = if attributes || found.kind.is_none() { directory.stat(&found.name) } else { Ok(blank(found)) };
             // Gone since the listing was taken.
             let Ok(stat) = stat else { continue };
             let mut listed = Listed { name, ino: stat.ino, kind: stat.kind, next: position + 1, entry: None };
@@ -97,6 +103,7 @@ impl Fs {
                 }
                 break;
             }
+            given += 1;
         }
         Ok(())
     }

@@ -90,11 +90,10 @@ impl Fs {
     /// keys, so it is asked before [`close`](Self::close).
     pub fn known(&self) -> Vec<Known> {
         let Ok(keys) = self.enter_draining() else { return Vec::new() };
-        let plain = self.volume.record().plain_names;
         let name = |place: nodes::Place| {
-            let id = if plain { None } else { Some(self.dir_id(place.parent).ok()?) };
+            let naming = self.naming(place.parent).ok()?;
             let directory = self.nodes.directory(place.parent).ok()?;
-            let name = self.plain_name(&keys, id, &*directory, &place.entry).ok()??;
+            let name = self.shown_name(&keys, naming, &*directory, &place.entry, || ())?;
             Some((place.parent, name))
         };
         let _paths = self.namespace.read();

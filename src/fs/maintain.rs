@@ -64,8 +64,7 @@ impl Fs {
             let _keys = self.enter_draining()?;
             for file in files {
                 match file.prepare_batch(batch) {
-                    Ok(Some(prepared)) => batched.push(prepared),
-                    Ok(None) => (),
+                    Ok(prepared) => batched.push(prepared),
                     Err(error) => failed = Some(Error::from(error)),
                 }
             }

@@ -2,7 +2,7 @@
 //! lookup until the kernel has forgotten all of them, so memory is bounded by what the kernel keeps.
 
 use super::error::{Error, Result};
-use crate::store::{Kind, Stat, StoreDir};
+use crate::store::{Inode, Kind, Stat, StoreDir};
 use crate::units::DirId;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -36,10 +36,13 @@ struct Node {
     lookups: u64,
     /// All places that are known; a directory has one.
     places: Vec<Place>,
-    dir_id: Option<DirId>,
+    /// `Some(None)`: it was looked for and is not there.
+    dir_id: Option<Option<DirId>>,
     default_acl: Option<bool>,
     /// Removed, but not yet forgotten by the kernel.
     dead: bool,
+    /// What is left of it then. Being open keeps its number from being given to another one.
+    rest: Option<Arc<dyn Inode>>,
 }
 
 impl Nodes {
@@ -96,16 +99,33 @@ impl Nodes {
         self.table.lock().get(&ino).and_then(|node| node.places.first().cloned()).ok_or(Error::Stale)
     }
 
+    /// Lets `act` use a place of an inode. If that place is there no more, its path has to be looked up again.
+    pub fn at_place<T>(&self, ino: u64, act: impl FnOnce(&dyn StoreDir, &[u8]) -> Result<T>) -> Result<T> {
+        let place = self.place(ino)?;
+        match act(&*self.directory(place.parent)?, &place.entry) {
+            Err(Error::Errno(libc::ENOENT)) => Err(Error::Stale),
+            other => other,
+        }
+    }
+
+    /// What is left of an inode that lost its last name.
+    pub fn rest(&self, ino: u64) -> Option<Arc<dyn Inode>> {
+        self.table.lock().get(&ino).and_then(|node| node.rest.clone())
+    }
+
     pub fn kind(&self, ino: u64) -> Option<Kind> {
         self.table.lock().get(&ino).and_then(|node| node.kind)
     }
 
-    /// An inode lost a name; `last` if it was the last one.
-    pub fn removed(&self, ino: u64, place: &Place, last: bool) {
+    /// An inode lost a name; if it was the `last` one, `rest` serves whoever still holds it.
+    pub fn removed(&self, ino: u64, place: &Place, last: bool, rest: Option<Box<dyn Inode>>) {
         let mut table = self.table.lock();
         if let Some(node) = table.get_mut(&ino) {
             node.places.retain(|known| known != place);
             node.dead |= last;
+            if node.places.is_empty() {
+                node.rest = rest.map(Arc::from);
+            }
         }
         if last {
             drop(table);
@@ -123,6 +143,9 @@ impl Nodes {
     }
 
     /// A directory, open.
+    ///
+    /// # Errors
+    /// `ENOENT` if it was removed: nothing can be in it.
     pub fn directory(&self, ino: u64) -> Result<Arc<dyn StoreDir>> {
         if ino == ROOT {
             return Ok(Arc::clone(&self.root));
@@ -130,8 +153,10 @@ impl Nodes {
         if let Some(open) = self.open.lock().get(&ino) {
             return Ok(Arc::clone(open));
         }
-        let place = self.place(ino)?;
-        let directory = self.directory(place.parent)?.open_dir(&place.entry)?;
+        if self.rest(ino).is_some() {
+            return Err(Error::errno(libc::ENOENT));
+        }
+        let directory = self.at_place(ino, |above, entry| Ok(above.open_dir(entry)?))?;
         if directory.inode().stat()?.ino != ino {
             return Err(Error::Stale);
         }
@@ -140,7 +165,7 @@ impl Nodes {
     }
 
     /// A directory's id, read from the store the first time.
-    pub fn dir_id(&self, ino: u64, read: impl FnOnce(&dyn StoreDir) -> Result<DirId>) -> Result<DirId> {
+    pub fn dir_id(&self, ino: u64, read: impl FnOnce(&dyn StoreDir) -> Result<Option<DirId>>) -> Result<Option<DirId>> {
         if let Some(id) = self.table.lock().get(&ino).and_then(|node| node.dir_id) {
             return Ok(id);
         }

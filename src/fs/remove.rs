@@ -4,7 +4,7 @@ use super::naming::{is_empty, remove_side};
 use super::nodes::Place;
 use super::*;
 use crate::crypto::names::{DIR_ID_ENTRY, STAGING_PREFIX};
-use crate::store::{RenameMode, staging_name};
+use crate::store::{Inode, RenameMode, staging_name};
 
 impl Fs {
     /// Removes a name of anything but a directory:
@@ -17,13 +17,14 @@ impl Fs {
         let keys = self.enter()?;
         self.writable()?;
         let _paths = self.namespace.read();
-        let stored = self.stored_name(&keys, parent, name)?;
         let directory = self.nodes.directory(parent)?;
+        let stored = self.known_name(&keys, parent, &*directory, name)?;
         let stat = directory.stat(&stored.entry)?;
         let target = self.long_target_of_last(&*directory, &stored.entry, &stat);
+        let rest = directory.entry(&stored.entry).ok();
         directory.unlink(&stored.entry)?;
         remove_side(&*directory, stored.side.as_ref());
-        self.gone(&stat, &Place { parent, entry: stored.entry.into() });
+        self.gone(&stat, &Place { parent, entry: stored.entry.into() }, rest);
         self.remove_long_target(target);
         Ok(())
     }
@@ -39,10 +40,10 @@ impl Fs {
         }
     }
 
-    /// Notes that an inode with these attributes lost this name.
-    pub(super) fn gone(&self, stat: &Stat, place: &Place) {
+    /// Notes that an inode with these attributes lost this name; `rest` was opened before.
+    pub(super) fn gone(&self, stat: &Stat, place: &Place, rest: Option<Box<dyn Inode>>) {
         let last = stat.nlink <= 1 || stat.kind == Kind::Directory;
-        self.nodes.removed(stat.ino, place, last);
+        self.nodes.removed(stat.ino, place, last, rest);
         if last && stat.kind == Kind::File {
             let mut files = self.files.lock();
             // What was not committed of it needs not be any more.
@@ -65,9 +66,10 @@ impl Fs {
         let keys = self.enter()?;
         self.writable()?;
         let _paths = self.namespace.read();
-        let stored = self.stored_name(&keys, parent, name)?;
         let directory = self.nodes.directory(parent)?;
+        let stored = self.known_name(&keys, parent, &*directory, name)?;
         let stat = directory.stat(&stored.entry)?;
+        let rest = directory.entry(&stored.entry).ok();
         if self.volume.record().plain_names {
             directory.remove_dir(&stored.entry)?;
         } else {
@@ -77,7 +79,7 @@ impl Fs {
             remove_side(&*directory, stored.side.as_ref());
             purge(&*directory, &staged);
         }
-        self.gone(&stat, &Place { parent, entry: stored.entry.into() });
+        self.gone(&stat, &Place { parent, entry: stored.entry.into() }, rest);
         Ok(())
     }
 

@@ -61,8 +61,9 @@ impl Fs {
     }
 
     fn end(&self, keys: &Entered<'_>, parent: u64, name: &[u8]) -> Result<End> {
-        let stored = self.stored_name(keys, parent, name)?;
-        Ok(End { parent, directory: self.nodes.directory(parent)?, stored })
+        let directory = self.nodes.directory(parent)?;
+        let stored = self.known_name(keys, parent, &*directory, name)?;
+        Ok(End { parent, directory, stored })
     }
 
     fn move_to_free_name(&self, from: &End, stat: &Stat, to: &End) -> Result<()> {
@@ -89,15 +90,17 @@ impl Fs {
             self.sync_fresh(from, stat.ino)?;
         }
         let target = self.long_target_of_last(&*to.directory, &to.stored.entry, other);
+        let rest = to.directory.entry(&to.stored.entry).ok();
         from.directory.rename(&from.stored.entry, &*to.directory, &to.stored.entry, RenameMode::Replace)?;
         remove_side(&*from.directory, from.stored.side.as_ref());
-        self.gone(other, &to.place());
+        self.gone(other, &to.place(), rest);
         self.nodes.moved(stat.ino, &from.place(), to.place());
         self.remove_long_target(target);
         Ok(())
     }
 
     fn replace_directory(&self, from: &End, stat: &Stat, to: &End, other: &Stat) -> Result<()> {
+        let rest = to.directory.entry(&to.stored.entry).ok();
         if self.volume.record().plain_names {
             from.directory.rename(&from.stored.entry, &*to.directory, &to.stored.entry, RenameMode::Replace)?;
         } else {
@@ -108,7 +111,7 @@ impl Fs {
             purge(&*from.directory, &staged);
         }
         remove_side(&*from.directory, from.stored.side.as_ref());
-        self.gone(other, &to.place());
+        self.gone(other, &to.place(), rest);
         self.nodes.moved(stat.ino, &from.place(), to.place());
         Ok(())
     }

@@ -87,17 +87,13 @@ pub fn set_time_of(time: TimeOrNow) -> SetTime {
     }
 }
 
+/// What the kernel sent. Before 1970 the library subtracts the nanoseconds which the kernel meant to be added.
 fn timestamp(time: SystemTime) -> Timestamp {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => Timestamp { seconds: since.as_secs() as i64, nanoseconds: since.subsec_nanos() },
         Err(before) => {
             let before = before.duration();
-            let (seconds, nanoseconds) = (before.as_secs() as i64, before.subsec_nanos());
-            if nanoseconds == 0 {
-                Timestamp { seconds: -seconds, nanoseconds: 0 }
-            } else {
-                Timestamp { seconds: -seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds }
-            }
+            Timestamp { seconds: -(before.as_secs() as i64), nanoseconds: before.subsec_nanos() }
         }
     }
 }
@@ -107,12 +103,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_come_back_on_both_sides_of_1970() {
-        for seconds in [-1_000_000, -1, 0, 1, 4_000_000_000] {
+    fn times_on_both_sides_of_1970_are_those_of_the_kernel() {
+        for seconds in [-1_000_000, -1, 0, 1, 4_000_000_000_i64] {
             for nanoseconds in [0, 1, 999_999_999] {
-                let time = Timestamp { seconds, nanoseconds };
-                assert_eq!(timestamp(system_time(time)), time);
+                let length = Duration::new(seconds.unsigned_abs(), nanoseconds);
+                let received = if seconds < 0 { UNIX_EPOCH - length } else { UNIX_EPOCH + length };
+                assert_eq!(timestamp(received), Timestamp { seconds, nanoseconds });
             }
         }
+        let before = system_time(Timestamp { seconds: -2, nanoseconds: 1 });
+        assert_eq!(UNIX_EPOCH.duration_since(before).unwrap(), Duration::new(1, 999_999_999));
     }
 }

@@ -1,8 +1,8 @@
 //! Mounting without a helper, as root may. The FUSE library's own way leaves the type at `fuse`; with `fuse.kmsfs`
 //! `findmnt -t`, fstab and our own commands know what it is.
 
-use crate::daemon::mountpoint::FS_TYPE;
-use crate::daemon::options::Flags;
+use super::FS_TYPE;
+use super::flags::Flags;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount as mount_at};
 use std::ffi::CString;

@@ -7,12 +7,24 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 /// Tells the kernel to forget.
+#[derive(Clone)]
 pub struct Forgetter(Notifier);
 
 impl Forgetter {
     /// Speaks to the kernel through this.
     pub fn new(notifier: Notifier) -> Self {
         Self(notifier)
+    }
+
+    /// Makes the kernel send what it held back of an inode's content: it does before it forgets it.
+    pub fn write_out(&self, ino: u64) {
+        let _ = self.0.inval_inode(INodeNo(ino), 0, 0);
+    }
+
+    /// Makes the kernel ask again for the attributes of an inode that somebody has open: with the writeback cache it
+    /// does not see by itself how much space a file takes. Takes no lock of the kernel's that a request may hold.
+    pub fn forget_blocks(&self, ino: u64) {
+        let _ = self.0.inval_inode(INodeNo(ino), -1, 0);
     }
 
     /// Makes the kernel forget the pages, attributes and names of these inodes.

@@ -1,7 +1,7 @@
 //! Threads that may wait for the KMS, so that those which serve the kernel never have to. There is one for each
 //! operation that waits, up to a limit; they end when there has been nothing to do for a while.
 
-use crate::fs::{Error, Fs, Need, Result};
+use crate::fs::{Error, Fs, Result};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -38,15 +38,16 @@ impl Workers {
         Self { fs, shared: Arc::default() }
     }
 
-    /// Fetches what is needed, then calls `again`, as often as something is still missing; gives the result to `done`.
-    pub fn retry<T>(
+    /// Calls `first`; then fetches what was missing and calls `again`, as often as something is still missing. Gives
+    /// the result to `done`.
+    pub fn run<T>(
         &self,
-        need: Need,
+        first: impl FnOnce(&Fs) -> Result<T> + Send + 'static,
         again: impl Fn(&Fs) -> Result<T> + Send + 'static,
         done: impl FnOnce(&Fs, Result<T>) + Send + 'static,
     ) {
         self.submit(Box::new(move |fs| {
-            let mut result = Err(Error::NeedKey(need));
+            let mut result = first(fs);
             for _ in 0..ATTEMPTS {
                 let Err(Error::NeedKey(need)) = &result else { break };
                 result = fs.fetch(need).and_then(|()| again(fs));

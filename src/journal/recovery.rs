@@ -15,11 +15,9 @@ use super::{Inner, Journal, MAX_OPEN_BATCHES, Target, Update};
 use crate::format::PAGE;
 use crate::store::{Kind, RenameMode, StoreDir, StoreFile};
 use crate::units::{FileId, StoredOffset};
-use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 const LOG_NAMES: [&[u8]; 2] = [b"log-a", b"log-b"];
 /// Where the file id stands in a header page.
@@ -89,24 +87,28 @@ pub fn open(dir: &dyn StoreDir, tree: &dyn StoreDir, len: u64) -> io::Result<(Jo
     let active = 1 - newest;
     logs[active].recycle(&state)?;
     logs[newest].retire()?;
-    let logs = <[Log; 2]>::try_from(logs).map_err(|_| io::ErrorKind::InvalidData)?;
-    let journal = Journal {
-        batch: AtomicU64::new(state.committed_batch + 1),
-        inner: Mutex::new(Inner {
-            logs,
-            active,
-            buffer: Vec::new(),
-            appended: 0,
-            durable: 0,
-            writing: false,
-            cleaning: false,
-            broken: None,
-            committed_batch: state.committed_batch,
-            crashed_batches: state.crashed_batches,
-        }),
-        progress: Condvar::new(),
-    };
+    let journal = Journal::of(Inner::of(logs, active, &state), 0);
     Ok((journal, recovery))
+}
+
+/// The log of a mount that changes nothing, and whether the volume was unmounted: if not, it has to be recovered first.
+/// Nothing can be appended to it.
+///
+/// # Errors
+/// Those of the store.
+pub fn read_only(dir: &dyn StoreDir) -> io::Result<(Journal, bool)> {
+    let mut found = Vec::new();
+    let mut logs = Vec::new();
+    for name in LOG_NAMES {
+        // A volume that was never mounted has none.
+        let Some(file) = unless_gone(dir.open_file(name, false))? else { continue };
+        found.extend(read_header(&*file)?);
+        logs.push(Log::new(file)?);
+    }
+    let state = found.into_iter().max_by_key(|state| state.sequence);
+    let clean = state.as_ref().is_none_or(|state| state.clean);
+    let state = state.unwrap_or_default();
+    Ok((Journal::of(Inner::of(logs, 0, &state), libc::EROFS), clean))
 }
 
 /// Opens a log file; a missing one is made under another name first, so that a short one is never found.
@@ -123,13 +125,23 @@ fn open_log(dir: &dyn StoreDir, name: &[u8], len: u64) -> io::Result<Arc<dyn Sto
     }
 }
 
+fn read_header(file: &dyn StoreFile) -> io::Result<Option<State>> {
+    let mut page = [0; PAGE];
+    let read = file.read_at(&mut page, StoredOffset(0))?;
+    Ok(if read == PAGE { log::decode(&page) } else { None })
+}
+
 /// The header and the records of one log, `None` if it is empty.
 fn read_log(file: &Arc<dyn StoreFile>, recovery: &mut Recovery) -> io::Result<Option<(State, Vec<Record>)>> {
+    let Some(state) = read_header(&**file)? else { return Ok(None) };
+    if state.clean {
+        // There is nothing behind the header, and a mount should not have to read all of it to see that.
+        return Ok(Some((state, Vec::new())));
+    }
     let len = usize::try_from(file.inode().stat()?.len.0).map_err(|_| io::ErrorKind::FileTooLarge)?;
     let mut bytes = vec![0; len];
     let len = file.read_at(&mut bytes, StoredOffset(0))?;
     bytes.truncate(len);
-    let Some(state) = bytes.first_chunk::<PAGE>().and_then(log::decode) else { return Ok(None) };
     let mut records = Vec::new();
     let mut position = PAGE;
     while let Some((record, len)) = record_at(&bytes, position, state.sequence) {
@@ -277,6 +289,18 @@ fn is_file(file: &dyn StoreFile, id: FileId) -> io::Result<bool> {
     Ok(len == found.len() && found == id.0)
 }
 
+/// `None` for what is not there, or is something else by now. Any other error ends the recovery, to be tried again: what
+/// cannot be opened just now is not gone.
+fn unless_gone<T>(opened: io::Result<T>) -> io::Result<Option<T>> {
+    match opened {
+        Ok(opened) => Ok(Some(opened)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR | libc::EISDIR | libc::ELOOP | libc::ESTALE | libc::ENXIO) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
 type Missing = HashMap<FileId, (Vec<u64>, Vec<(Target, Update)>)>;
 
 fn walk(dir: &dyn StoreDir, missing: &mut Missing, recovery: &mut Recovery) -> io::Result<()> {
@@ -286,13 +310,12 @@ fn walk(dir: &dyn StoreDir, missing: &mut Missing, recovery: &mut Recovery) -> i
         }
         match entry.kind {
             Some(Kind::Directory) => {
-                // One that cannot be opened holds nothing that could be written to.
-                if let Ok(below) = dir.open_dir(&entry.name) {
+                if let Some(below) = unless_gone(dir.open_dir(&entry.name))? {
                     walk(&*below, missing, recovery)?;
                 }
             }
             Some(Kind::File) if missing.values().any(|(inos, _)| inos.contains(&entry.ino)) => {
-                let Ok(file) = dir.open_file(&entry.name, true) else { continue };
+                let Some(file) = unless_gone(dir.open_file(&entry.name, true))? else { continue };
                 let mut id = [0; 16];
                 if file.read_at(&mut id, StoredOffset(FILE_ID_AT as u64))? == id.len()
                     && let Some((_, updates)) = missing.remove(&FileId(id))

@@ -15,6 +15,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+/// The longest value of an extended attribute, and the longest list of names (`XATTR_SIZE_MAX`).
+const MAX_XATTR: usize = 65536;
+
 /// A directory of the host as a store.
 pub struct DirStore {
     root: Arc<Dir>,
@@ -81,6 +84,20 @@ fn component(name: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+fn file_flags(writable: bool) -> OFlags {
+    let access = if writable { OFlags::RDWR } else { OFlags::RDONLY };
+    // NONBLOCK: a FIFO put in the file's place must not hang us; regular files ignore it.
+    access | OFlags::NOCTTY | OFlags::NONBLOCK
+}
+
+fn regular(fd: OwnedFd) -> io::Result<Arc<dyn StoreFile>> {
+    match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+        FileType::RegularFile => Ok(Arc::new(File(Handle { fd, path_only: false }))),
+        FileType::Directory => Err(Errno::ISDIR.into()),
+        _ => Err(Errno::STALE.into()),
+    }
+}
+
 impl StoreDir for Dir {
     fn inode(&self) -> &dyn Inode {
         &self.0
@@ -96,14 +113,7 @@ impl StoreDir for Dir {
     }
 
     fn open_file(&self, name: &[u8], writable: bool) -> io::Result<Arc<dyn StoreFile>> {
-        let access = if writable { OFlags::RDWR } else { OFlags::RDONLY };
-        // NONBLOCK: a FIFO put in the file's place must not hang us; regular files ignore it.
-        let fd = self.open_at(name, access | OFlags::NOCTTY | OFlags::NONBLOCK)?;
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
-        if kind != FileType::RegularFile {
-            return Err(if kind == FileType::Directory { Errno::ISDIR } else { Errno::STALE }.into());
-        }
-        Ok(Arc::new(File(Handle { fd, path_only: false })))
+        regular(self.open_at(name, file_flags(writable))?)
     }
 
     fn create_file(&self, name: &[u8], permissions: u32) -> io::Result<Arc<dyn StoreFile>> {
@@ -306,45 +316,20 @@ impl Inode for Handle {
     }
 
     fn xattr(&self, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        loop {
-            let len = match self.getxattr(name, &mut []) {
-                Ok(len) => len,
-                Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
-                Err(error) => return Err(error.into()),
-            };
-            let mut value = vec![0; len];
-            match self.getxattr(name, &mut value) {
-                Ok(len) => {
-                    value.truncate(len);
-                    return Ok(Some(value));
-                }
-                // It grew or went in between.
-                Err(Errno::RANGE | Errno::NODATA) => (),
-                Err(error) => return Err(error.into()),
-            }
+        match read_whole(|value| self.getxattr(name, value)) {
+            Ok(value) => Ok(Some(value)),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
     fn xattr_names(&self) -> io::Result<Vec<Vec<u8>>> {
-        loop {
-            let len = match self.listxattr(&mut []) {
-                Ok(len) => len,
-                Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-                Err(error) => return Err(error.into()),
-            };
-            let mut names = vec![0; len];
-            match self.listxattr(&mut names) {
-                Ok(len) => {
-                    names.truncate(len);
-                    return Ok(names
-                        .split(|byte| *byte == 0)
-                        .filter(|name| !name.is_empty())
-                        .map(<[u8]>::to_vec)
-                        .collect());
-                }
-                Err(Errno::RANGE) => (),
-                Err(error) => return Err(error.into()),
+        match read_whole(|names| self.listxattr(names)) {
+            Ok(names) => {
+                Ok(names.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
             }
+            Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -368,6 +353,14 @@ impl Inode for Handle {
             rustix::fs::fremovexattr(&self.fd, name)
         }?)
     }
+
+    fn open_file(&self, writable: bool) -> io::Result<Arc<dyn StoreFile>> {
+        // A device must not be opened, whatever comes of it.
+        if self.stat()?.kind != Kind::File {
+            return Err(Errno::STALE.into());
+        }
+        regular(rustix::fs::openat(CWD, self.proc_path(), file_flags(writable) | OFlags::CLOEXEC, Mode::empty())?)
+    }
 }
 
 impl Handle {
@@ -388,6 +381,21 @@ impl Handle {
             (true, false) => rustix::fs::listxattr(self.proc_path(), names),
             (false, true) => rustix::fs::flistxattr_query(&self.fd),
             (false, false) => rustix::fs::flistxattr(&self.fd, names),
+        }
+    }
+}
+
+/// Calls `read` with a buffer that is large enough: nearly everything fits into the first.
+fn read_whole(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut buffer = vec![0; 512];
+    loop {
+        match read(&mut buffer) {
+            Ok(len) => {
+                buffer.truncate(len);
+                return Ok(buffer);
+            }
+            Err(Errno::RANGE) if buffer.len() < MAX_XATTR => buffer.resize(MAX_XATTR, 0),
+            Err(error) => return Err(error),
         }
     }
 }
@@ -466,6 +474,24 @@ mod tests {
         let _ = root.entry(b"file").unwrap().set_permissions(0o777);
         assert_eq!(std::fs::metadata(outside.path()).unwrap().permissions(), before);
         assert_eq!(root.stat(b"file").unwrap().kind, Kind::Symlink);
+    }
+
+    #[test]
+    fn extended_attributes_of_any_length_come_back() {
+        let (_keep, store) = store();
+        let file = store.root().create_file(b"name", 0o600).unwrap();
+        let inode = file.inode();
+        assert_eq!(inode.xattr(b"user.none").unwrap(), None);
+        for len in [0, 1, 511, 512, 513, 3000] {
+            inode.set_xattr(b"user.a", &vec![7; len], SetXattr::Any).unwrap();
+            assert_eq!(inode.xattr(b"user.a").unwrap(), Some(vec![7; len]));
+        }
+        inode.set_xattr(b"user.b", b"", SetXattr::Create).unwrap();
+        let mut names = store.root().entry(b"name").unwrap().xattr_names().unwrap();
+        names.sort();
+        assert_eq!(names, [b"user.a", b"user.b"]);
+        inode.remove_xattr(b"user.a").unwrap();
+        assert_eq!(inode.xattr_names().unwrap(), [b"user.b"]);
     }
 
     #[test]

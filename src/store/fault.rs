@@ -38,6 +38,7 @@ pub struct Faults(Arc<Mutex<Counts>>);
 #[derive(Default)]
 struct Counts {
     plan: Option<Plan>,
+    paused: bool,
     passed: u64,
     failed: u64,
 }
@@ -48,6 +49,11 @@ impl Faults {
         *self.0.lock() = Counts { plan, ..Counts::default() };
     }
 
+    /// While paused, operations are not counted and do not fail.
+    pub fn pause(&self, paused: bool) {
+        self.0.lock().paused = paused;
+    }
+
     /// How many operations failed since.
     pub fn failed(&self) -> u64 {
         self.0.lock().failed
@@ -56,7 +62,7 @@ impl Faults {
     fn next(&self, changes: bool) -> Option<Fault> {
         let mut counts = self.0.lock();
         let plan = counts.plan?;
-        if plan.only_changes && !changes {
+        if counts.paused || (plan.only_changes && !changes) {
             return None;
         }
         counts.passed += 1;
@@ -156,6 +162,11 @@ macro_rules! forward_inode {
         fn remove_xattr(&$self, name: &[u8]) -> io::Result<()> {
             $self.faults.pass(true)?;
             $inner.remove_xattr(name)
+        }
+
+        fn open_file(&$self, writable: bool) -> io::Result<Arc<dyn StoreFile>> {
+            $self.faults.pass(false)?;
+            Ok(Arc::new(Faulty { inner: $inner.open_file(writable)?, faults: $self.faults.clone() }))
         }
     };
 }

@@ -320,6 +320,10 @@ impl Inode for Handle {
         Ok(state.node(self.id)?.stat())
     }
 
+    fn open_file(&self, _writable: bool) -> io::Result<Arc<dyn StoreFile>> {
+        Ok(Arc::new(self.store.handle(self.id)))
+    }
+
     fn set_permissions(&self, permissions: u32) -> io::Result<()> {
         self.attribute("chmod", Attribute::Permissions(permissions))
     }
@@ -475,11 +479,11 @@ impl StoreDir for Handle {
         let mut state = self.store.0.lock();
         state.count("list");
         let entries = &state.node(self.id)?.entries;
-        let entry = |(name, id): (&Box<[u8]>, &Id)| {
-            let node = state.node(*id)?;
+        let entry = |name: &[u8], id: Id| {
+            let node = state.node(id)?;
             Ok(DirEntry { name: name.to_vec(), ino: node.ino, kind: Some(node.kind) })
         };
-        entries.iter().map(entry).collect()
+        entries.iter().map(|(name, id)| entry(name, *id)).collect()
     }
 
     fn sync(&self) -> io::Result<()> {

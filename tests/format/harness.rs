@@ -155,7 +155,7 @@ fn read_directory(fs: &Fs, ino: u64, above: &str, found: &mut Map<String, Value>
                 json!({ "type": "symlink", "size": target.len(), "target": latin1(&target) })
             }
             Kind::File => {
-                let handle = with_keys(fs, || fs.open(ino, false))?;
+                let handle = with_keys(fs, || fs.open(ino, false, false))?;
                 let mut content = Vec::new();
                 let read = with_keys(fs, || fs.read(handle, PlainOffset(0), 1 << 30, &mut content));
                 fs.release(handle);

@@ -165,6 +165,6 @@ fn links_and_blocks_are_counted_as_elsewhere() -> Outcome {
     std::io::Write::write_all(&mut &file, &[1; 1 << 20])?;
     file.sync_all()?;
     let blocks = file.metadata()?.blocks() * 512;
-    assert!((1 << 20..(1 << 20) + (1 << 17)).contains(&blocks), "{blocks}");
+    assert!((1 << 20..(1 << 20) + (1 << 17)).contains(&blocks), "{blocks} bytes");
     Ok(())
 }

@@ -9,6 +9,7 @@ mod harness;
 mod locking;
 mod names;
 mod permissions;
+mod programs;
 mod recovery;
 mod remount;
 mod storms;

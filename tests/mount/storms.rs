@@ -37,9 +37,9 @@ fn renames_in_a_storm_lose_and_mix_up_nothing() -> Outcome {
     const FILES: u64 = 40;
     let mount = Mount::new();
     let name = |place: u64| {
-        format!("d{}/{}", place % 3, if place % 2 == 0 { "short" } else { "long" }.repeat(60)) + &place.to_string()
+        let long = if place.is_multiple_of(2) { String::new() } else { "long".repeat(60) };
+        format!("d{}/{long}{place}", place % 3)
     };
-    let name = |place: u64| name(place).replace("short".repeat(60).as_str(), "short");
     for directory in 0..3 {
         fs::create_dir(mount.at(format!("d{directory}")))?;
     }

@@ -23,7 +23,7 @@ pub struct Holder {
 /// A volume that is held; given up when dropped, or when the process ends in whatever way.
 #[derive(Debug)]
 pub struct Holding {
-    _file: File,
+    file: File,
 }
 
 impl Holding {
@@ -50,7 +50,15 @@ impl Holding {
         file.set_len(0)?;
         file.rewind()?;
         file.write_all(text.as_bytes())?;
-        Ok(Ok(Self { _file: file }))
+        Ok(Ok(Self { file }))
+    }
+
+    /// Lets others that only read in, too.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn share(&self) -> io::Result<()> {
+        Ok(rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockShared)?)
     }
 
     /// Who has a volume mounted now, `None` if nobody.
