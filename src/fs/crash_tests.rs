@@ -75,7 +75,7 @@ fn walk(fs: &Fs, ino: u64, path: &str, found: &mut BTreeMap<String, Vec<u8>>) ->
     fs.release_directory(handle);
     for (name, kind) in entries.into_iter().skip(2) {
         let below = format!("{path}/{}", String::from_utf8_lossy(&name));
-        let entry = fs.lookup(ino, &name)?;
+        let entry = done(fs, || fs.lookup(ino, &name))?;
         match kind {
             Kind::Directory => walk(fs, entry.stat.ino, &below, found)?,
             Kind::Symlink => assert!(fs.read_symlink(entry.stat.ino)?.starts_with(b"target")),
@@ -153,7 +153,7 @@ fn parent<'a>(fs: &Fs, path: &'a str) -> (u64, &'a [u8]) {
     let (directories, name) = path.rsplit_once('/').unwrap();
     let mut at = ROOT;
     for name in directories.split('/').filter(|name| !name.is_empty()) {
-        at = fs.lookup(at, name.as_bytes()).unwrap().stat.ino;
+        at = done(fs, || fs.lookup(at, name.as_bytes())).unwrap().stat.ino;
     }
     (at, name.as_bytes())
 }
@@ -409,7 +409,7 @@ fn fail(plan: Plan) -> bool {
         note(put(&fs, below, &long, None, &c, false));
     }
     note(fs.commit_all());
-    if let Ok(entry) = fs.lookup(ROOT, b"f") {
+    if let Ok(entry) = done(&fs, || fs.lookup(ROOT, b"f")) {
         may.push(b"");
         may.push(&d);
         if note(put(&fs, ROOT, b"f", Some(entry.stat.ino), &d, true)) {
