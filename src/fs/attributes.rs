@@ -95,7 +95,9 @@ impl Fs {
 
     /// The kernel forgot an inode this many times.
     pub fn forget(&self, ino: u64, count: u64) {
-        self.nodes.forget(ino, count);
+        if self.nodes.forget(ino, count) {
+            self.let_go(ino);
+        }
     }
 
     /// The attributes of an inode. Those of the root are given in every state, without its times and length, so that

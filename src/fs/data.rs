@@ -255,7 +255,8 @@ impl Fs {
         if let Some(open) = files.get_mut(&ino) {
             open.handles -= 1;
             open.writers -= usize::from(writes);
-            let is_gone = || file.store().inode().stat().is_ok_and(|stat| stat.nlink == 0);
+            // Until the kernel has forgotten it, a file without a name can still be opened.
+            let is_gone = || !self.nodes.knows(ino) && file.store().inode().stat().is_ok_and(|stat| stat.nlink == 0);
             // One in the table, and one here: whoever else has got it is about to use it.
             let unused = open.handles == 0 && Arc::strong_count(&file) <= 2;
             if unused && (settled && !file.waits_for_commit() || is_gone()) {

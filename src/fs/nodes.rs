@@ -79,19 +79,26 @@ impl Nodes {
         node.generation
     }
 
-    /// The kernel forgot `count` lookups.
-    pub fn forget(&self, ino: u64, count: u64) {
+    /// The kernel forgot `count` lookups. Returns whether that was the end of an inode that had been removed.
+    pub fn forget(&self, ino: u64, count: u64) -> bool {
         if ino == ROOT {
-            return;
+            return false;
         }
         let mut table = self.table.lock();
-        let Some(node) = table.get_mut(&ino) else { return };
+        let Some(node) = table.get_mut(&ino) else { return false };
         node.lookups = node.lookups.saturating_sub(count);
-        if node.lookups == 0 {
-            table.remove(&ino);
-            drop(table);
-            self.open.lock().pop(&ino);
+        if node.lookups > 0 {
+            return false;
         }
+        let node = table.remove(&ino);
+        drop(table);
+        self.open.lock().pop(&ino);
+        node.is_some_and(|node| node.dead)
+    }
+
+    /// Whether the kernel knows an inode.
+    pub fn knows(&self, ino: u64) -> bool {
+        self.table.lock().contains_key(&ino)
     }
 
     /// A place of an inode.

@@ -45,13 +45,18 @@ impl Fs {
         let last = stat.nlink <= 1 || stat.kind == Kind::Directory;
         self.nodes.removed(stat.ino, place, last, rest);
         if last && stat.kind == Kind::File {
-            let mut files = self.files.lock();
-            // What was not committed of it needs not be any more.
-            if files.get(&stat.ino).is_some_and(|open| open.handles == 0) {
-                files.remove(&stat.ino);
-            }
-            drop(files);
             self.fresh.lock().inos.remove(&stat.ino);
+            if !self.nodes.knows(stat.ino) {
+                self.let_go(stat.ino);
+            }
+        }
+    }
+
+    /// Nobody can open a removed file any more: what was not committed of it needs not be.
+    pub(super) fn let_go(&self, ino: u64) {
+        let mut files = self.files.lock();
+        if files.get(&ino).is_some_and(|open| open.handles == 0) {
+            files.remove(&ino);
         }
     }
 

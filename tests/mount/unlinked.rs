@@ -78,6 +78,35 @@ for gone in [lambda: open('x', 'w'), lambda: os.stat('x'), lambda: os.mkdir('y')
 }
 
 #[test]
+fn what_was_removed_can_be_opened_again_by_whoever_holds_it() -> Outcome {
+    let mount = Mount::new();
+    fs::write(mount.at("committed"), bytes(1, 50_000))?;
+    let mount = mount.again(&[]);
+    python(
+        r"
+os.chdir(argv[0])
+for name in ['committed', 'new']:
+    fd = os.open(name, os.O_RDWR | os.O_CREAT)
+    size = os.fstat(fd).st_size
+    os.pwrite(fd, b'more' * 5000, size)
+    os.pwrite(fd, b'over', 10)
+    expected = os.pread(fd, 100000, 0)
+    held = os.open(name, os.O_PATH)
+    os.close(fd)
+    os.unlink(name)
+    for _ in range(2):
+        again = os.open('/proc/self/fd/%d' % held, os.O_RDWR)
+        assert os.pread(again, 100000, 0) == expected
+        os.fsync(again)
+        os.close(again)
+",
+        &[&mount.at("")],
+    );
+    assert_eq!(mount.status()["damaged"], 0);
+    Ok(())
+}
+
+#[test]
 fn the_space_of_a_removed_file_is_free_at_once() -> Outcome {
     let mount = Mount::new();
     let stored = || -> Outcome<usize> { Ok(fs::read_dir(mount.volume().path().join("tree"))?.count()) };
