@@ -105,7 +105,7 @@ impl File {
                 let position = (index - first.0) as usize;
                 let at = geometry.stored_chunk(chunk);
                 let free = self.may_write_in_place(state, chunk);
-                if free && small {
+                if free && small && self.entry(state, chunk).is_none() {
                     // Its place is taken now: when the journal has it, everything else was promised already.
                     self.store.write_at(&vec![0; plain.len()], at)?;
                 }

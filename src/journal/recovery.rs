@@ -290,7 +290,9 @@ fn there<T>(opened: io::Result<T>) -> io::Result<Option<T>> {
     match opened {
         Ok(opened) => Ok(Some(opened)),
         Err(error) => match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ENOTDIR | libc::EISDIR | libc::ELOOP | libc::ESTALE | libc::EINVAL) => Ok(None),
+            Some(
+                libc::ENOENT | libc::ENOTDIR | libc::EISDIR | libc::ELOOP | libc::ESTALE | libc::EINVAL | libc::ENXIO,
+            ) => Ok(None),
             _ => Err(error),
         },
     }
