@@ -149,10 +149,14 @@ fn outcome(vector: &Vector) -> Outcome {
         Ok(tree) => {
             let (expected, tree) = (vector.expected(), tree);
             let (expected, tree) = (expected.as_object().unwrap(), tree.as_object().unwrap());
-            for (path, node) in tree {
+            // What cannot be named is shown under a name that says so, for whoever has to remove it.
+            let named = tree.iter().filter(|(path, _)| !path.contains(".kmsfs-unreadable-"));
+            let mut count = 0;
+            for (path, node) in named {
                 assert_eq!(expected.get(path), Some(node), "{path}: read, and not what was written");
+                count += 1;
             }
-            match expected.len() - tree.len() {
+            match expected.len() - count {
                 0 => Outcome::Whole,
                 missing => Outcome::Missing(missing),
             }
@@ -170,8 +174,8 @@ fn volumes_of_every_format_are_read_exactly_and_can_be_written_to() {
 
         let vector = Vector::copy(name);
         let fs = mount(&vector.volume(), &vector.key()).unwrap();
-        // The key file lies elsewhere than when the volume was made, which counts as another version of the key.
-        assert!(fs.volume().adopt_newest_kek(&*kms(&vector.key()), &vector.volume_key()).unwrap());
+        // The key file lies elsewhere than when the volume was made; it is the same key all the same.
+        assert!(!fs.volume().adopt_newest_kek(&*kms(&vector.key()), &vector.volume_key()).unwrap());
         let ino = fs.lookup(ROOT, b"three chunks").unwrap().stat.ino;
         let handle = with_keys(&fs, || fs.open(ino, false, false)).unwrap();
         fs.write(handle, PlainOffset(5), b"changed", false).unwrap();
@@ -306,8 +310,9 @@ fn faults() -> Vec<(&'static str, Outcome, Break)> {
             }),
         ),
         (
+            // Its entries are shown under names that say that they cannot be read, so that it can be removed.
             "directory: an id that is none",
-            Outcome::Damaged,
+            Outcome::Missing(3),
             on(&[b"directory"], |_, p| {
                 std::fs::remove_file(p.join(".id")).unwrap();
                 std::os::unix::fs::symlink("00112233445566778899aabbccddeef", p.join(".id")).unwrap();

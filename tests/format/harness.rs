@@ -135,12 +135,22 @@ pub fn read_tree(fs: &Fs) -> Result<Value, Error> {
 fn read_directory(fs: &Fs, ino: u64, above: &str, found: &mut Map<String, Value>) -> Result<(), Error> {
     let handle = fs.open_directory(ino)?;
     let mut entries = Vec::new();
-    fs.list(handle, 0, true, |listed| {
-        if let Some(entry) = listed.entry {
-            entries.push((latin1(&listed.name), listed.kind, entry));
+    let mut from = 0;
+    loop {
+        let asked = from;
+        with_keys(fs, || {
+            fs.list(handle, from, true, |listed| {
+                from = listed.next;
+                if let Some(entry) = listed.entry {
+                    entries.push((latin1(&listed.name), listed.kind, entry));
+                }
+                true
+            })
+        })?;
+        if from == asked {
+            break;
         }
-        true
-    })?;
+    }
     fs.release_directory(handle);
     for (name, kind, entry) in entries {
         let (ino, path) = (entry.stat.ino, format!("{above}{name}"));
