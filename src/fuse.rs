@@ -95,10 +95,7 @@ impl Kernel {
     }
 
     fn reply_entry(&self, result: Result<crate::fs::Entry>, reply: ReplyEntry) {
-        match result {
-            Ok(entry) => reply.entry(&TTL, &attr_of(&entry), Generation(entry.generation)),
-            Err(error) => reply.error(self.number(&error)),
-        }
+        give_entry(result.map_err(|error| self.number(&error)), reply);
     }
 
     fn reply_empty(&self, result: Result<()>, reply: ReplyEmpty) {
@@ -151,6 +148,13 @@ pub fn mount(
     Ok(session)
 }
 
+fn give_entry(result: std::result::Result<crate::fs::Entry, Errno>, reply: ReplyEntry) {
+    match result {
+        Ok(entry) => reply.entry(&TTL, &attr_of(&entry), Generation(entry.generation)),
+        Err(number) => reply.error(number),
+    }
+}
+
 fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
     if size == 0 {
         reply.size(value.len() as u32);
@@ -192,10 +196,7 @@ impl fuser::Filesystem for Kernel {
             Err(Error::NeedKey(need)) => {
                 let name = name.as_bytes().to_vec();
                 let act = move |fs: &Fs| fs.lookup(parent.0, &name);
-                self.finish(Err(Error::NeedKey(need)), act, move |result| match result {
-                    Ok(entry) => reply.entry(&TTL, &attr_of(&entry), Generation(entry.generation)),
-                    Err(number) => reply.error(number),
-                });
+                self.finish(Err(Error::NeedKey(need)), act, move |result| give_entry(result, reply));
             }
             other => self.reply_entry(other, reply),
         }
@@ -266,10 +267,7 @@ impl fuser::Filesystem for Kernel {
         let creator = Self::creator(request, mode, umask);
         let name = name.as_bytes().to_vec();
         let act = move |fs: &Fs| fs.make_node(parent.0, &name, kind, rdev.into(), creator);
-        self.finish(act(&self.fs), act, move |result| match result {
-            Ok(entry) => reply.entry(&TTL, &attr_of(&entry), Generation(entry.generation)),
-            Err(number) => reply.error(number),
-        });
+        self.finish(act(&self.fs), act, move |result| give_entry(result, reply));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
