@@ -76,6 +76,24 @@ pub struct Wrapped {
     pub blob: Vec<u8>,
 }
 
+/// By which ids a call is known in the service's own log; `None` where the service has no such log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallIds {
+    /// The one that the service gave it.
+    pub request: Option<String>,
+    /// The one that we gave it.
+    pub client_request: Option<String>,
+}
+
+/// What an unwrap brought.
+#[derive(Debug)]
+pub struct Unwrapped {
+    /// The secret.
+    pub secret: Secret32,
+    /// The call that brought it.
+    pub ids: CallIds,
+}
+
 /// A key management service with one KEK of one volume. Calls block, for [`Kms::deadline`] at the most:
 /// never call them on a thread that serves the kernel.
 pub trait Kms: Send + Sync {
@@ -90,7 +108,7 @@ pub trait Kms: Send + Sync {
     ///
     /// # Errors
     /// See [`KmsError`].
-    fn unwrap(&self, wrapped: &Wrapped, volume: VolumeId) -> Result<Secret32, KmsError>;
+    fn unwrap(&self, wrapped: &Wrapped, volume: VolumeId) -> Result<Unwrapped, KmsError>;
 
     /// The newest version of the KEK, asked of the KMS now.
     ///
@@ -122,6 +140,28 @@ pub struct Facts {
     pub not_before: Option<SystemTime>,
     /// Until when it may be used to wrap. Azure goes on unwrapping after it: expiry does not revoke.
     pub expires: Option<SystemTime>,
+    /// What it may be used for, in the service's words.
+    pub operations: Option<Vec<String>>,
+    /// Whether a deleted key can be brought back, in the service's words: `Recoverable`, `Recoverable+Purgeable` …
+    pub recovery_level: Option<String>,
+    /// The service's clock when it answered, to the second.
+    pub service_time: Option<SystemTime>,
+}
+
+impl Facts {
+    /// A KEK of which nothing else is said.
+    pub fn new(kek: KekId, kind: impl Into<String>) -> Self {
+        Self {
+            kek,
+            kind: kind.into(),
+            enabled: None,
+            not_before: None,
+            expires: None,
+            operations: None,
+            recovery_level: None,
+            service_time: None,
+        }
+    }
 }
 
 /// Which of the five answers a failed call to a KMS amounts to.
@@ -169,8 +209,8 @@ pub struct KmsError {
     pub message: String,
     /// What to do about it, with the exact command where there is one.
     pub hint: Option<String>,
-    /// The service's request id, which its own log also has.
-    pub request_id: Option<String>,
+    /// The ids of the call, which the service's own log also has.
+    pub ids: Box<CallIds>,
     /// How long the service asked to be left alone.
     pub retry_after: Option<Duration>,
 }
@@ -178,7 +218,7 @@ pub struct KmsError {
 impl KmsError {
     /// An error of this kind with a message and nothing else.
     pub fn new(kind: KmsErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, code: None, message: message.into(), hint: None, request_id: None, retry_after: None }
+        Self { kind, code: None, message: message.into(), hint: None, ids: Box::default(), retry_after: None }
     }
 
     /// The same with a hint.

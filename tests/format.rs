@@ -14,7 +14,7 @@ use kmsfs::format::ChunkSize;
 use kmsfs::fs::data::Allocate;
 use kmsfs::fs::volume::{InitOptions, Volume, VolumeError, init};
 use kmsfs::fs::{Changes, Fs, ROOT};
-use kmsfs::kms::{Facts, KekId, Kms, KmsError, KmsErrorKind, WrapAlgorithm, Wrapped};
+use kmsfs::kms::{CallIds, Facts, KekId, Kms, KmsError, KmsErrorKind, Unwrapped, WrapAlgorithm, Wrapped};
 use kmsfs::store::{Kind, RenameMode};
 use kmsfs::units::{DirId, PlainOffset, VolumeId};
 use serde_json::{Map, Value, json};
@@ -298,7 +298,7 @@ fn a_volume_whose_program_was_killed_is_whole_again_after_the_sweep() {
 
 fn stored_in_root(volume: &Path, key: &Path, name: &[u8]) -> PathBuf {
     let record = Volume::open(volume).unwrap().record();
-    let volume_key = kms(key).unwrap(&record.newest().volume_key, record.id).unwrap();
+    let volume_key = kms(key).unwrap(&record.newest().volume_key, record.id).unwrap().secret;
     let tree = volume.join("tree");
     let id: DirId = std::fs::read_link(tree.join(".id")).unwrap().to_str().unwrap().parse().unwrap();
     tree.join(OsString::from_vec(NameCipher::new(&VolumeKeys::from(&volume_key)).seal(id, name).entry))
@@ -314,8 +314,8 @@ impl Kms for Rotating {
         Ok(Wrapped { kek, algorithm: WrapAlgorithm::LocalAes256Gcm, blob: secret.expose().to_vec() })
     }
 
-    fn unwrap(&self, wrapped: &Wrapped, _: VolumeId) -> Result<Secret32, KmsError> {
-        Ok(Secret32::from_slice(&wrapped.blob).unwrap())
+    fn unwrap(&self, wrapped: &Wrapped, _: VolumeId) -> Result<Unwrapped, KmsError> {
+        Ok(Unwrapped { secret: Secret32::from_slice(&wrapped.blob).unwrap(), ids: CallIds::default() })
     }
 
     fn current(&self) -> Result<KekId, KmsError> {
@@ -340,11 +340,11 @@ fn a_key_that_is_rotated_more_often_than_a_record_can_say_leaves_the_volume_read
     init(&path, "file:/k", &kms, options).unwrap();
     for _ in 1..64 {
         let volume = Volume::open(&path).unwrap();
-        let key = kms.unwrap(&volume.record().newest().volume_key, volume.record().id).unwrap();
+        let key = kms.unwrap(&volume.record().newest().volume_key, volume.record().id).unwrap().secret;
         assert!(volume.adopt_newest_kek(&kms, &key).unwrap());
     }
     let volume = Volume::open(&path).unwrap();
-    let key = kms.unwrap(&volume.record().newest().volume_key, volume.record().id).unwrap();
+    let key = kms.unwrap(&volume.record().newest().volume_key, volume.record().id).unwrap().secret;
     assert!(matches!(volume.adopt_newest_kek(&kms, &key), Err(VolumeError::Kms(_))));
     assert_eq!(Volume::open(&path).unwrap().record().keks.len(), 64);
 }

@@ -105,7 +105,7 @@ fn wrapped(kms: &dyn Kms) -> Wrapped {
 
 #[track_caller]
 fn unwraps(kms: &dyn Kms, wrapped: &Wrapped) {
-    let secret = kms.unwrap(wrapped, VOLUME).expect("the vault unwraps");
+    let secret = kms.unwrap(wrapped, VOLUME).expect("the vault unwraps").secret;
     assert_eq!(secret.expose(), self::secret().expose());
 }
 
@@ -174,7 +174,7 @@ fn every_way_to_revoke_is_a_refusal_and_undoing_it_grants_again() {
         let error = refusal(&*kms, &wrapped);
         assert_eq!((error.kind, error.code.as_deref()), (KmsErrorKind::Refused, Some(code)), "{revoke:?}");
         assert!(error.hint.as_ref().is_some_and(|h| h.contains(hint)), "{revoke:?}: {error:?}");
-        assert!(error.request_id.is_some(), "{revoke:?}");
+        assert!(error.ids.request.is_some(), "{revoke:?}");
         assert_eq!(vault.calls("unwrapkey"), before + 1, "{revoke:?}: a refusal is not argued with");
         vault.ok(grant);
         unwraps(&*kms, &wrapped);

@@ -72,7 +72,7 @@ impl Vector {
 
     fn volume_key(&self) -> Secret32 {
         let record = self.record();
-        kms(&self.key()).unwrap(&record.newest().volume_key, record.id).unwrap()
+        kms(&self.key()).unwrap(&record.newest().volume_key, record.id).unwrap().secret
     }
 
     fn record(&self) -> VolumeRecord {

@@ -88,7 +88,7 @@ impl Report {
         let wrap = start.elapsed();
         // A wrap proves nothing: it may have been local, and Azure has been seen to wrap with a disabled key.
         let start = Instant::now();
-        let unwrapped = kms.unwrap(&wrapped, volume)?;
+        let unwrapped = kms.unwrap(&wrapped, volume)?.secret;
         let unwrap = start.elapsed();
         if unwrapped.expose() != secret.expose() {
             let what = format!("{} unwrapped to something else than what was wrapped", wrapped.kek);
@@ -104,7 +104,7 @@ impl Report {
     }
 
     fn text(&self) -> String {
-        let Facts { kek, kind, enabled, not_before, expires } = &self.facts;
+        let Facts { kek, kind, enabled, not_before, expires, .. } = &self.facts;
         let mut lines = vec![
             format!("key      {kek}"),
             format!("kind     {kind}"),
@@ -120,7 +120,7 @@ impl Report {
     }
 
     fn json(&self) -> serde_json::Value {
-        let Facts { kek, kind, enabled, not_before, expires } = &self.facts;
+        let Facts { kek, kind, enabled, not_before, expires, .. } = &self.facts;
         json!({
             "ok": true,
             "kek": kek.0,
@@ -143,7 +143,8 @@ fn failure_json(error: &KmsError) -> serde_json::Value {
         "code": error.code,
         "message": error.message,
         "hint": error.hint,
-        "request_id": error.request_id,
+        "request_id": error.ids.request,
+        "client_request_id": error.ids.client_request,
         "retry_after_ms": error.retry_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
     })
 }

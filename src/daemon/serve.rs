@@ -260,7 +260,7 @@ fn unwrap_volume_key(options: &MountOptions, volume: &Volume) -> Result<(Arc<dyn
     };
     let reference = options.kek.as_deref().unwrap_or(&newest.reference);
     let kms = crate::kms::connect(reference, &connect)?;
-    let volume_key = kms.unwrap(&newest.volume_key, record.id)?;
+    let volume_key = kms.unwrap(&newest.volume_key, record.id)?.secret;
     Ok((kms, volume_key))
 }
 

@@ -36,7 +36,7 @@ fn mount(store: Arc<dyn Store>) -> (Fs, Recovery) {
         journal: Arc::new(journal),
     };
     let kms = FakeKms::default();
-    let key = kms.unwrap(&record.newest().volume_key, record.id).unwrap();
+    let key = kms.unwrap(&record.newest().volume_key, record.id).unwrap().secret;
     let leases = Leases::new(Arc::new(kms), record.id, NonZeroUsize::new(100).unwrap());
     (Fs::new(volume, store, Arc::new(context), Arc::new(leases), key, false).unwrap(), recovery)
 }

@@ -140,7 +140,7 @@ pub(super) fn fill(
     let id = VolumeId(random_id());
     let volume_key = Secret32::random();
     let wrapped = kms.wrap(&volume_key, id)?;
-    if kms.unwrap(&wrapped, id)?.expose() != volume_key.expose() {
+    if kms.unwrap(&wrapped, id)?.secret.expose() != volume_key.expose() {
         return Err(KmsError::new(KmsErrorKind::Damaged, "the KMS unwraps something else than it wrapped").into());
     }
     for name in [TREE, JOURNAL, AUDIT, LINKS] {
@@ -280,7 +280,7 @@ impl Volume {
         if old.keks.iter().any(|kek| kek.volume_key.kek.is_same_key(&wrapped.kek)) {
             return Ok(false);
         }
-        if kms.unwrap(&wrapped, old.id)?.expose() != volume_key.expose() {
+        if kms.unwrap(&wrapped, old.id)?.secret.expose() != volume_key.expose() {
             return Err(KmsError::new(KmsErrorKind::Damaged, "the key's new version unwraps to something else").into());
         }
         let mut record = (*old).clone();

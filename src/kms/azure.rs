@@ -9,7 +9,7 @@ mod errors;
 mod key;
 mod worker;
 
-use super::{AzureKek, ConnectOptions, Facts, KekId, Kms, KmsError, KmsErrorKind, WrapAlgorithm, Wrapped};
+use super::{AzureKek, ConnectOptions, Facts, KekId, Kms, KmsError, KmsErrorKind, Unwrapped, WrapAlgorithm, Wrapped};
 use crate::crypto::Secret32;
 use crate::units::VolumeId;
 use key::{PublicHalf, VaultKey};
@@ -82,10 +82,10 @@ impl Kms for AzureKms {
         Ok(Wrapped { kek: public.id.clone(), algorithm: WrapAlgorithm::RsaOaep256, blob })
     }
 
-    fn unwrap(&self, wrapped: &Wrapped, _volume: VolumeId) -> Result<Secret32, KmsError> {
+    fn unwrap(&self, wrapped: &Wrapped, _volume: VolumeId) -> Result<Unwrapped, KmsError> {
         let version = self.version(wrapped)?;
         match self.worker.ask(Question::Unwrap { version, blob: wrapped.blob.clone() })? {
-            Answer::Secret(secret) => Ok(secret),
+            Answer::Secret(unwrapped) => Ok(unwrapped),
             Answer::Key(_) => Err(errors::not_key_vault("it answered another question")),
         }
     }

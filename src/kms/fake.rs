@@ -1,6 +1,6 @@
 //! A KMS for unit tests: it says what it is told to say, counts, and holds calls until they are let go.
 
-use super::{Facts, KekId, Kms, KmsError, KmsErrorKind, WrapAlgorithm, Wrapped};
+use super::{CallIds, Facts, KekId, Kms, KmsError, KmsErrorKind, Unwrapped, WrapAlgorithm, Wrapped};
 use crate::crypto::Secret32;
 use crate::units::VolumeId;
 use parking_lot::{Condvar, Mutex};
@@ -68,7 +68,7 @@ impl Kms for FakeKms {
         Ok(Wrapped { kek: self.current()?, algorithm: WrapAlgorithm::LocalAes256Gcm, blob })
     }
 
-    fn unwrap(&self, wrapped: &Wrapped, _volume: VolumeId) -> Result<Secret32, KmsError> {
+    fn unwrap(&self, wrapped: &Wrapped, _volume: VolumeId) -> Result<Unwrapped, KmsError> {
         let mut state = self.state.lock();
         state.calls += 1;
         state.waiting += 1;
@@ -82,7 +82,10 @@ impl Kms for FakeKms {
             Some(kind) => Err(KmsError::new(kind, format!("{kind:?}"))),
             None => {
                 let bytes: Vec<u8> = wrapped.blob.iter().map(|byte| byte ^ 0x55).collect();
-                Secret32::from_slice(&bytes).ok_or_else(|| KmsError::new(KmsErrorKind::Damaged, "not 32 bytes"))
+                let secret = Secret32::from_slice(&bytes);
+                let secret = secret.ok_or_else(|| KmsError::new(KmsErrorKind::Damaged, "not 32 bytes"))?;
+                let request = Some(format!("call-{}", state.calls));
+                Ok(Unwrapped { secret, ids: CallIds { request, client_request: None } })
             }
         }
     }
@@ -92,7 +95,7 @@ impl Kms for FakeKms {
     }
 
     fn facts(&self) -> Result<Facts, KmsError> {
-        Ok(Facts { kek: self.current()?, kind: "fake".into(), enabled: None, expires: None, not_before: None })
+        Ok(Facts::new(self.current()?, "fake"))
     }
 
     fn deadline(&self) -> Duration {

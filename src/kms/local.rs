@@ -3,7 +3,7 @@
 //! *is* to revoke the key. Depends on the seam and `crypto`.
 //! Invariant: what the file holds is either exactly one key or an error; nothing is stretched or cut.
 
-use super::{Facts, KekId, Kms, KmsError, KmsErrorKind, WrapAlgorithm, Wrapped};
+use super::{CallIds, Facts, KekId, Kms, KmsError, KmsErrorKind, Unwrapped, WrapAlgorithm, Wrapped};
 use crate::crypto::Secret32;
 use crate::units::VolumeId;
 use aes_gcm::aead::{AeadInOut, KeyInit};
@@ -98,7 +98,7 @@ impl Kms for LocalKms {
         Ok(Wrapped { kek: self.id(&kek), algorithm: WrapAlgorithm::LocalAes256Gcm, blob })
     }
 
-    fn unwrap(&self, wrapped: &Wrapped, volume: VolumeId) -> Result<Secret32, KmsError> {
+    fn unwrap(&self, wrapped: &Wrapped, volume: VolumeId) -> Result<Unwrapped, KmsError> {
         let recorded = recorded_fingerprint(wrapped)?;
         let kek = self.read().map_err(|error| match error.kind {
             KmsErrorKind::Misconfigured => {
@@ -112,7 +112,7 @@ impl Kms for LocalKms {
             return Err(KmsError { code: Some(KEY_REPLACED.into()), ..KmsError::new(KmsErrorKind::Refused, message) }
                 .hint("put the key that wrapped back into the file, or name the file that holds it"));
         }
-        open(&kek, &wrapped.blob, volume)
+        Ok(Unwrapped { secret: open(&kek, &wrapped.blob, volume)?, ids: CallIds::default() })
     }
 
     fn current(&self) -> Result<KekId, KmsError> {
@@ -120,7 +120,7 @@ impl Kms for LocalKms {
     }
 
     fn facts(&self) -> Result<Facts, KmsError> {
-        Ok(Facts { kek: self.current()?, kind: "AES-256".into(), enabled: None, expires: None, not_before: None })
+        Ok(Facts::new(self.current()?, "AES-256"))
     }
 
     fn deadline(&self) -> Duration {
@@ -297,7 +297,7 @@ mod tests {
         let kms = LocalKms::new(&path).unwrap();
         let wrapped = kms.wrap(&secret(), VOLUME).unwrap();
         assert_eq!((wrapped.blob.len(), &wrapped.kek), (72, &kms.current().unwrap()));
-        assert_eq!(kms.unwrap(&wrapped, VOLUME).unwrap().expose(), secret().expose());
+        assert_eq!(kms.unwrap(&wrapped, VOLUME).unwrap().secret.expose(), secret().expose());
     }
 
     #[test]

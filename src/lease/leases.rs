@@ -278,7 +278,7 @@ impl Leases {
         let mut call = Call { leases: self, started, error: Some(no_answer("the call panicked")) };
         let outcome = self.kms.unwrap(wrapped, self.volume);
         call.error = outcome.as_ref().err().cloned();
-        outcome
+        outcome.map(|unwrapped| unwrapped.secret)
     }
 
     fn key(&self, wrapped: &Wrapped) -> LeaseKey {

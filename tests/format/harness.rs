@@ -68,7 +68,7 @@ pub fn mount(path: &Path, key: &Path) -> Result<Fs, Refused> {
     let volume = Volume::open(path)?;
     let kms = kms(key);
     let record = volume.record();
-    let volume_key = kms.unwrap(&record.newest().volume_key, record.id)?;
+    let volume_key = kms.unwrap(&record.newest().volume_key, record.id)?.secret;
     volume.authenticate(&volume_key)?;
     let (journal, _) = recovery::open(&*volume.journal().unwrap(), &*volume.tree().unwrap(), LOG_LEN).unwrap();
     let context = Context {

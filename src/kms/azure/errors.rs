@@ -4,13 +4,16 @@
 use crate::kms::{AzureKek, KmsError, KmsErrorKind, OPERATION_FORBIDDEN, THROTTLED};
 use azure_core::error::ErrorKind;
 use azure_core::http::RawResponse;
-use azure_core::http::headers::HeaderName;
+use azure_core::http::headers::{HeaderName, Headers};
 use serde::Deserialize;
 use std::error::Error as _;
 use std::time::Duration;
 
 /// The code of an answer 401 without one. An error of kind `Credentials` that has a code comes from the vault itself.
 const UNAUTHORIZED: &str = "Unauthorized";
+
+/// The header with the id that the vault gave a call.
+pub(super) const REQUEST_ID: &str = "x-ms-request-id";
 
 /// What was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +51,7 @@ pub(super) fn sort(error: &azure_core::Error, asked: Asked, kek: &AzureKek) -> K
             let body = raw_response.as_deref().map(|response| response.body().as_ref()).unwrap_or_default();
             let mut sorted = status_error(u16::from(*status), body, asked, kek);
             if let Some(response) = raw_response {
-                sorted.request_id = header(response, "x-ms-request-id");
+                sorted.ids.request = header(response.headers(), REQUEST_ID);
                 sorted.retry_after = retry_after(response);
             }
             sorted
@@ -254,12 +257,13 @@ fn first_line(text: &str) -> String {
     line.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
-fn header(response: &RawResponse, name: &'static str) -> Option<String> {
-    response.headers().get_optional_str(&HeaderName::from_static(name)).map(str::to_owned)
+/// A header of a reply.
+pub(super) fn header(headers: &Headers, name: &'static str) -> Option<String> {
+    headers.get_optional_str(&HeaderName::from_static(name)).map(str::to_owned)
 }
 
 fn retry_after(response: &RawResponse) -> Option<Duration> {
-    let number = |name| header(response, name).and_then(|value| value.trim().parse().ok());
+    let number = |name| header(response.headers(), name).and_then(|value| value.trim().parse().ok());
     number("x-ms-retry-after-ms")
         .or_else(|| number("retry-after-ms"))
         .map(Duration::from_millis)
@@ -272,7 +276,6 @@ mod tests {
     use KmsErrorKind::{Credentials, Damaged, Misconfigured, Refused, Unreachable};
     use azure_core::Error;
     use azure_core::http::StatusCode;
-    use azure_core::http::headers::Headers;
 
     fn kek() -> AzureKek {
         AzureKek::parse("https://acme.vault.azure.net/keys/disk").unwrap()
@@ -353,7 +356,7 @@ mod tests {
             raw_response: Some(Box::new(response)),
         };
         let error = sort(&kind(response).into_error(), Asked::Unwrap, &kek());
-        assert_eq!((error.request_id.as_deref(), error.retry_after), (Some("id-1"), Some(Duration::from_secs(7))));
+        assert_eq!((error.ids.request.as_deref(), error.retry_after), (Some("id-1"), Some(Duration::from_secs(7))));
         headers.insert("x-ms-retry-after-ms", "1500");
         let response = RawResponse::from_bytes(StatusCode::TooManyRequests, headers, "");
         let error = sort(&kind(response).into_error(), Asked::Unwrap, &kek());

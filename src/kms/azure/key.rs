@@ -17,6 +17,9 @@ pub(super) struct VaultKey {
     key: Jwk,
     #[serde(default)]
     attributes: Attributes,
+    /// The vault's clock when it answered, as far as it says.
+    #[serde(skip)]
+    asked: Option<SystemTime>,
 }
 
 #[derive(Deserialize)]
@@ -36,6 +39,8 @@ struct Attributes {
     enabled: Option<bool>,
     nbf: Option<u64>,
     exp: Option<u64>,
+    #[serde(rename = "recoveryLevel")]
+    recovery_level: Option<String>,
 }
 
 /// The reply to an unwrap. Wipes the value, which is the secret in base64.
@@ -62,9 +67,10 @@ impl PublicHalf {
 }
 
 impl VaultKey {
-    /// Reads the vault's reply.
-    pub(super) fn parse(body: &[u8]) -> Result<Self, KmsError> {
-        serde_json::from_slice(body).map_err(|error| errors::not_key_vault(&error.to_string()))
+    /// Reads the vault's reply, which was made at this time by the vault's clock.
+    pub(super) fn parse(body: &[u8], asked: Option<SystemTime>) -> Result<Self, KmsError> {
+        let key: Self = serde_json::from_slice(body).map_err(|error| errors::not_key_vault(&error.to_string()))?;
+        Ok(Self { asked, ..key })
     }
 
     /// The key's id, which names its version.
@@ -85,12 +91,15 @@ impl VaultKey {
     pub(super) fn facts(&self) -> Result<Facts, KmsError> {
         let time = |seconds: u64| UNIX_EPOCH + Duration::from_secs(seconds);
         let kty = self.key.kty.as_str();
+        let kind = self.bits().map_or_else(|| kty.to_owned(), |bits| format!("{kty} {bits}"));
         Ok(Facts {
-            kek: self.id()?.0,
-            kind: self.bits().map_or_else(|| kty.to_owned(), |bits| format!("{kty} {bits}")),
             enabled: self.attributes.enabled,
             not_before: self.attributes.nbf.map(time),
             expires: self.attributes.exp.map(time),
+            operations: self.key.key_ops.clone(),
+            recovery_level: self.attributes.recovery_level.clone(),
+            service_time: self.asked,
+            ..Facts::new(self.id()?.0, kind)
         })
     }
 
@@ -193,7 +202,7 @@ mod tests {
     }
 
     fn parse(document: &Value) -> VaultKey {
-        VaultKey::parse(document.to_string().as_bytes()).unwrap()
+        VaultKey::parse(document.to_string().as_bytes(), None).unwrap()
     }
 
     #[test]
@@ -263,6 +272,6 @@ mod tests {
             assert_eq!(unwrapped(body.as_bytes()).unwrap_err().kind, KmsErrorKind::Unreachable, "{body}");
         }
         assert_eq!(unwrapped(br#"{"value":"AQAB"}"#).unwrap_err().kind, KmsErrorKind::Damaged);
-        assert!(VaultKey::parse(b"<html>").is_err());
+        assert!(VaultKey::parse(b"<html>", None).is_err());
     }
 }

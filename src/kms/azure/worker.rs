@@ -5,8 +5,8 @@
 use super::client::Maker;
 use super::errors::{self, Asked};
 use super::key::{self, VaultKey};
-use crate::crypto::Secret32;
-use crate::kms::{AzureKek, Backoff, ConnectOptions, KmsError, KmsErrorKind};
+use crate::kms::{AzureKek, Backoff, CallIds, ConnectOptions, KmsError, KmsErrorKind, Unwrapped};
+use azure_core::http::headers::Headers;
 use azure_core::http::request::options::ClientRequestId;
 use azure_core::http::response::ResponseBody;
 use azure_core::http::{ClientMethodOptions, Context};
@@ -42,7 +42,7 @@ pub(super) enum Question {
 /// What the vault said.
 pub(super) enum Answer {
     Key(VaultKey),
-    Secret(Secret32),
+    Secret(Unwrapped),
 }
 
 struct Letter {
@@ -157,7 +157,7 @@ impl Desk {
             Question::Key => {
                 let options = KeyClientGetKeyOptions { key_version: self.kek.version.clone(), method_options };
                 let reply = client.get_key(&self.kek.name, Some(options)).await;
-                (Asked::Key, reply.map(|response| response.into_body()))
+                (Asked::Key, reply.map(|response| response.deconstruct()))
             }
             Question::Unwrap { version, blob } => {
                 let parameters = KeyOperationParameters {
@@ -170,14 +170,21 @@ impl Desk {
                     Ok(body) => client.unwrap_key(&self.kek.name, version, body, Some(options)).await,
                     Err(error) => Err(error),
                 };
-                (Asked::Unwrap, reply.map(|response| response.into_body()))
+                (Asked::Unwrap, reply.map(|response| response.deconstruct()))
             }
         };
-        let answer = match reply {
-            Ok(body) => read(body, asked),
-            Err(error) => Err(errors::sort(&error, asked, &self.kek)),
-        };
-        answer.map_err(|error| KmsError { request_id: error.request_id.clone().or(Some(id)), ..error })
+        let ours = Some(id);
+        match reply {
+            Ok((_, headers, body)) => {
+                let ids = CallIds { request: errors::header(&headers, errors::REQUEST_ID), client_request: ours };
+                read(&headers, body, asked, ids)
+            }
+            Err(error) => {
+                let error = errors::sort(&error, asked, &self.kek);
+                let ids = CallIds { client_request: ours, ..*error.ids };
+                Err(KmsError { ids: Box::new(ids), ..error })
+            }
+        }
     }
 
     /// A client without a token takes the place of this one, unless another call has seen to it.
@@ -191,13 +198,16 @@ impl Desk {
 }
 
 /// Reads a reply and wipes it, if nobody else holds its bytes.
-fn read(body: ResponseBody, asked: Asked) -> Result<Answer, KmsError> {
+fn read(headers: &Headers, body: ResponseBody, asked: Asked, ids: CallIds) -> Result<Answer, KmsError> {
     let answer = match asked {
-        Asked::Key => VaultKey::parse(&body).map(Answer::Key),
-        Asked::Unwrap => key::unwrapped(&body).map(Answer::Secret),
+        Asked::Key => {
+            let time = errors::header(headers, "date").and_then(|date| azure_core::time::parse_rfc7231(&date).ok());
+            VaultKey::parse(&body, time.map(Into::into)).map(Answer::Key)
+        }
+        Asked::Unwrap => key::unwrapped(&body).map(|secret| Answer::Secret(Unwrapped { secret, ids: ids.clone() })),
     };
     if let Ok(mut bytes) = Bytes::from(body).try_into_mut() {
         bytes.zeroize();
     }
-    answer
+    answer.map_err(|error| KmsError { ids: Box::new(ids), ..error })
 }
