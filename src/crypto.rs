@@ -6,9 +6,11 @@ pub mod cipher;
 pub mod derive;
 pub mod names;
 pub mod secret;
+mod stack;
 pub mod xaes;
 
 pub use secret::Secret32;
+pub use stack::wipe_stack;
 
 /// Bytes that did not authenticate: changed, moved, or sealed under another key. Carries nothing else, so that
 /// nothing of them can leak into a message.

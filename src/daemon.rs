@@ -3,6 +3,7 @@
 
 pub mod control;
 mod gatekeeper;
+mod maintenance;
 pub mod mountpoint;
 pub mod options;
 mod process;

@@ -7,6 +7,7 @@ mod convert;
 mod direct;
 pub mod flags;
 pub mod forget;
+mod wash;
 mod workers;
 
 use crate::errno;
@@ -30,6 +31,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
+pub use wash::Wash;
 use workers::Workers;
 
 /// The type by which the mounts of kmsfs are known.
@@ -48,6 +50,7 @@ const MAX_BACKGROUND: u16 = 64;
 pub struct Kernel {
     fs: Arc<Fs>,
     buffers: Arc<Buffers>,
+    wash: Arc<Wash>,
     workers: Workers,
     /// There once it is mounted.
     forgetter: Arc<OnceLock<Forgetter>>,
@@ -58,7 +61,13 @@ pub struct Kernel {
 impl Kernel {
     /// Serves a mounted volume. `buffers` hold the plaintext on its way to the kernel.
     pub fn new(fs: Arc<Fs>, buffers: Arc<Buffers>, direct_io: bool) -> Self {
-        Self { workers: Workers::new(Arc::clone(&fs)), fs, buffers, forgetter: Arc::default(), direct_io }
+        let wash = Arc::new(Wash::new(threads()));
+        Self { workers: Workers::new(Arc::clone(&fs)), fs, buffers, wash, forgetter: Arc::default(), direct_io }
+    }
+
+    /// What wipes the buffers of the threads that serve the kernel.
+    pub fn wash(&self) -> Arc<Wash> {
+        Arc::clone(&self.wash)
     }
 
     fn number(&self, error: &Error) -> Errno {
@@ -106,6 +115,11 @@ impl Kernel {
     }
 }
 
+/// How many threads serve the kernel.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, MAX_THREADS)
+}
+
 /// Mounts and shakes hands with the kernel. Threads serve it once the session runs.
 ///
 /// # Errors
@@ -132,8 +146,7 @@ pub fn mount(
         config.mount_options.push(MountOption::NoAtime);
     }
     config.acl = if flags.allow_other { SessionACL::All } else { SessionACL::Owner };
-    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    config.n_threads = Some(cores.clamp(2, MAX_THREADS));
+    config.n_threads = Some(threads());
     config.clone_fd = true;
     let forgetter = Arc::clone(&kernel.forgetter);
     let session = if rustix::process::geteuid().is_root() {
@@ -192,6 +205,11 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if parent == INodeNo::ROOT
+            && let Some(ino) = self.wash.lookup(name.as_bytes())
+        {
+            return reply.entry(&Duration::ZERO, &Wash::attributes(ino), Generation(0));
+        }
         match self.fs.lookup(parent.0, name.as_bytes()) {
             Err(Error::NeedKey(need)) => {
                 let name = name.as_bytes().to_vec();
@@ -203,10 +221,16 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
+        if Wash::owns(ino.0) {
+            return;
+        }
         self.fs.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        if Wash::owns(ino.0) {
+            return reply.attr(&Duration::ZERO, &Wash::attributes(ino.0));
+        }
         match self.fs.attributes(ino.0) {
             Ok(entry) => reply.attr(&TTL, &attr_of(&entry)),
             Err(error) => reply.error(self.number(&error)),
@@ -314,6 +338,9 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if Wash::owns(ino.0) {
+            return reply.opened(FileHandle(ino.0), FopenFlags::FOPEN_DIRECT_IO);
+        }
         let truncate = flags.0 & libc::O_TRUNC != 0;
         let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
         let open_flags = self.open_flags();
@@ -381,6 +408,10 @@ impl fuser::Filesystem for Kernel {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        if Wash::owns(handle.0) {
+            self.wash.meet();
+            return reply.written(data.len() as u32);
+        }
         let held_back = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let offset = PlainOffset(offset);
         match self.fs.write(handle.0, offset, data, held_back) {
@@ -394,11 +425,19 @@ impl fuser::Filesystem for Kernel {
                     Err(number) => reply.error(number),
                 });
             }
-            Err(error) => reply.error(self.number(&error)),
+            Err(error) => {
+                if matches!(error, Error::Locked(_) | Error::Draining) {
+                    self.wash.soil();
+                }
+                reply.error(self.number(&error));
+            }
         }
     }
 
     fn flush(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        if Wash::owns(handle.0) {
+            return reply.ok();
+        }
         self.reply_empty(self.fs.flush(handle.0), reply);
     }
 
@@ -412,7 +451,9 @@ impl fuser::Filesystem for Kernel {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.release(handle.0);
+        if !Wash::owns(handle.0) {
+            self.fs.release(handle.0);
+        }
         reply.ok();
     }
 
@@ -528,6 +569,9 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if Wash::owns(ino.0) {
+            return reply.error(Errno::NO_XATTR);
+        }
         match self.fs.xattr(ino.0, name.as_bytes()) {
             Ok(Some(value)) => reply_xattr(&value, size, reply),
             Ok(None) => reply.error(Errno::NO_XATTR),

@@ -5,12 +5,13 @@
 //! 3. what it sent is committed;
 //! 4. the kernel is made to forget every page, name and attribute: its last dirty pages still come through;
 //! 5. those are committed, the gate is closed and every key wiped;
-//! 6. the kernel is made to forget once more what slipped in between.
+//! 6. the kernel is made to forget once more what slipped in between;
+//! 7. buffers that held plaintext are wiped, ours and those of the FUSE library.
 
-use crate::crypto::Secret32;
+use crate::crypto::{Secret32, wipe_stack};
 use crate::fs::Fs;
-use crate::fuse::Buffers;
 use crate::fuse::forget::Forgetter;
+use crate::fuse::{Buffers, Wash};
 use crate::lease::{self, LockReason};
 
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ pub struct Gatekeeper(pub Arc<Parts>);
 pub struct Parts {
     pub fs: Arc<Fs>,
     pub buffers: Arc<Buffers>,
+    pub wash: Arc<Wash>,
     pub forgetter: Forgetter,
     pub mountpoint: PathBuf,
 }
@@ -38,6 +40,20 @@ impl Parts {
         std::fs::File::open(&self.mountpoint).and_then(|root| Ok(rustix::fs::syncfs(&root)?)).is_ok()
     }
 
+    /// Overwrites what applications wrote last, in the buffers of the threads that serve the kernel.
+    fn wash(&self) {
+        if !self.wash.wash(&self.mountpoint) {
+            tracing::warn!("what was written last may still be in memory");
+        }
+    }
+
+    /// The same, if something was written, and refused, since.
+    pub fn wash_again(&self) {
+        if self.wash.is_soiled() && !self.fs.is_open() {
+            self.wash();
+        }
+    }
+
     fn commit(fs: &Fs) -> bool {
         fs.commit_all().inspect_err(|error| tracing::warn!("not everything could be committed: {error:?}")).is_ok()
     }
@@ -46,8 +62,10 @@ impl Parts {
     fn within(bound: Duration, act: impl FnOnce() -> bool + Send + 'static) -> bool {
         let (done, finished) = mpsc::channel();
         let spawned = std::thread::Builder::new().name("kmsfs-drain".into()).spawn(move || {
+            let acted = act();
+            wipe_stack();
             // Nobody may be waiting any more.
-            let _ = done.send(act());
+            let _ = done.send(acted);
         });
         spawned.is_ok() && finished.recv_timeout(bound).unwrap_or(false)
     }
@@ -81,6 +99,7 @@ impl lease::Volume for Gatekeeper {
         let left = self.fs.close(reason);
         self.forgetter.forget(&known);
         self.buffers.wipe();
+        self.wash();
         tracing::info!("locked ({reason:?}) within {:?}; {left} files could not be committed", begin.elapsed());
     }
 

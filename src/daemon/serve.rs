@@ -2,13 +2,13 @@
 
 use super::control::{Command, Reply, Socket};
 use super::gatekeeper::{Gatekeeper, Parts};
+use super::maintenance::Maintenance;
 use super::{MountOptions, Status, mountpoint, process};
 use crate::crypto::Secret32;
 use crate::failure::{Exit, Failure};
 use crate::file::Context;
 use crate::format::Geometry;
 use crate::fs::Fs;
-use crate::fs::maintain::INTERVAL;
 use crate::fs::volume::{Holder, Holding, Volume};
 use crate::fuse::forget::Forgetter;
 use crate::fuse::{Buffers, Kernel};
@@ -16,11 +16,8 @@ use crate::journal::{Journal, LOG_LEN, recovery};
 use crate::kms::{ConnectOptions, Kms};
 use crate::lease::{Canary, Event, Keeper, Leases, LockReason, UnlockError};
 use crate::store::dir::DirStore;
-use parking_lot::{Condvar, Mutex};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 /// How many unwrapped envelopes are kept.
 const LEASES: usize = 4096;
@@ -79,25 +76,28 @@ fn run(
 ) -> Result<(), Failure> {
     let buffers = Arc::new(Buffers::default());
     let kernel = Kernel::new(Arc::clone(&fs), Arc::clone(&buffers), options.flags.direct_io);
+    let wash = kernel.wash();
     let source = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
     let session = crate::fuse::mount(kernel, mountpoint, &source, &options.flags)
         .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
-    let gatekeeper = Gatekeeper(Arc::new(Parts {
+    let parts = Arc::new(Parts {
         fs: Arc::clone(&fs),
         buffers,
+        wash,
         forgetter: Forgetter::new(session.notifier()),
         mountpoint: mountpoint.to_owned(),
-    }));
+    });
     let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
     let served = std::thread::Builder::new()
         .name("kmsfs-session".into())
         .spawn(move || session.run())
         .map_err(|error| failed("no thread to serve the kernel", &error))?;
-    let keeper = Keeper::start(Arc::clone(leases), Arc::new(gatekeeper), canary, options.policy, tell)
-        .map_err(|error| failed("no thread to ask the KMS", &error))?;
+    let keeper =
+        Keeper::start(Arc::clone(leases), Arc::new(Gatekeeper(Arc::clone(&parts))), canary, options.policy, tell)
+            .map_err(|error| failed("no thread to ask the KMS", &error))?;
     let keeper = Arc::new(keeper);
     let socket = Socket::bind(mountpoint).map_err(|error| failed("the control socket cannot be made", &error));
-    let maintenance = Maintenance::start(&fs);
+    let maintenance = Maintenance::start(parts);
     let started = socket.and_then(|socket| {
         let (fs, keeper) = (Arc::clone(&fs), Arc::clone(&keeper));
         let (policy, mountpoint) = (options.policy, mountpoint.to_owned());
@@ -115,6 +115,7 @@ fn run(
     match started {
         Ok(socket) => {
             ready();
+            crate::crypto::wipe_stack();
             let ended = served.join();
             maintenance.stop();
             finish(&fs, &keeper);
@@ -307,69 +308,4 @@ fn end_on_signals(mountpoint: std::path::PathBuf) -> std::io::Result<()> {
         }
     })?;
     Ok(())
-}
-
-/// The thread that commits what changed every few seconds, and makes the next envelope.
-struct Maintenance {
-    stop: Arc<(Mutex<bool>, Condvar)>,
-    stopped: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Maintenance {
-    fn start(fs: &Arc<Fs>) -> Self {
-        let stop = Arc::new((Mutex::new(false), Condvar::new()));
-        let stopped = Arc::new(AtomicBool::new(false));
-        let (fs, shared, flag) = (Arc::clone(fs), Arc::clone(&stop), Arc::clone(&stopped));
-        let thread = std::thread::Builder::new()
-            .name("kmsfs-maintain".into())
-            .spawn(move || Self::run(&fs, &shared, &flag))
-            .inspect_err(|error| tracing::error!("nothing is committed by itself: {error}"))
-            .ok();
-        Self { stop, stopped, thread }
-    }
-
-    fn run(fs: &Fs, shared: &(Mutex<bool>, Condvar), stopped: &AtomicBool) {
-        let mut swept = !fs.wants_sweep();
-        loop {
-            if fs.wants_envelope()
-                && let Err(error) = fs.fetch(&crate::fs::Need::Envelope)
-            {
-                tracing::warn!("no new envelope: {error:?}");
-            }
-            if !swept && fs.is_open() {
-                match fs.sweep(stopped) {
-                    Ok(()) => swept = true,
-                    Err(error) => tracing::info!("not all files could be looked at yet: {error:?}"),
-                }
-            }
-            let mut stop = shared.0.lock();
-            if !*stop {
-                shared.1.wait_for(&mut stop, if swept { INTERVAL } else { Duration::from_secs(1) });
-            }
-            if *stop {
-                return;
-            }
-            drop(stop);
-            if fs.is_open()
-                && let Err(error) = fs.commit_all()
-            {
-                if let crate::fs::Error::NeedKey(need) = &error
-                    && fs.fetch(need).is_ok()
-                {
-                    continue;
-                }
-                tracing::error!("what changed could not be committed and is tried again: {error:?}");
-            }
-        }
-    }
-
-    fn stop(mut self) {
-        self.stopped.store(true, Ordering::Relaxed);
-        *self.stop.0.lock() = true;
-        self.stop.1.notify_all();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }

@@ -78,7 +78,10 @@ impl Shared {
         let mut state = self.state.lock();
         loop {
             if let Some(job) = state.jobs.pop_front() {
-                parking_lot::MutexGuard::unlocked(&mut state, || job(fs));
+                parking_lot::MutexGuard::unlocked(&mut state, || {
+                    job(fs);
+                    crate::crypto::wipe_stack();
+                });
                 continue;
             }
             state.idle += 1;

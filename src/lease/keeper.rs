@@ -3,7 +3,7 @@
 //! that hangs delays neither an operator's lock nor the end of a grace.
 
 use super::{BootTime, Leases, LockReason, Policy, State, Step, Watch};
-use crate::crypto::Secret32;
+use crate::crypto::{Secret32, wipe_stack};
 use crate::kms::{KmsError, KmsErrorKind, Wrapped};
 use parking_lot::{Condvar, Mutex};
 use std::fmt;
@@ -345,6 +345,7 @@ impl Driver {
         let probe = move || {
             let mut answer = answer;
             answer.outcome = Some(canary.probe(&leases));
+            wipe_stack();
         };
         if let Err(error) = thread::Builder::new().name("kmsfs-probe".into()).spawn(probe) {
             tracing::error!(%error, "no thread to ask the KMS with");
@@ -357,6 +358,7 @@ impl Driver {
         (self.tell)(Event::Locking(reason));
         self.volume.drain_and_lock(reason, drain);
         self.leases.lock();
+        wipe_stack();
         self.watch.locked(self.now());
         self.publish();
         (self.tell)(Event::Locked(reason));

@@ -7,6 +7,7 @@ mod directories;
 mod file_locks;
 mod harness;
 mod locking;
+mod memory;
 mod names;
 mod permissions;
 mod programs;

@@ -5,6 +5,7 @@
 use super::client::Maker;
 use super::errors::{self, Asked};
 use super::key::{self, VaultKey};
+use crate::crypto::wipe_stack;
 use crate::kms::{AzureKek, Backoff, CallIds, ConnectOptions, KmsError, KmsErrorKind, Unwrapped};
 use azure_core::http::headers::Headers;
 use azure_core::http::request::options::ClientRequestId;
@@ -74,6 +75,7 @@ impl Worker {
                     tokio::spawn(async move {
                         // Who asked may have gone; then the answer is wiped here.
                         let _ = reply.send(desk.answer(&question).await);
+                        wipe_stack();
                     });
                 }
             });
