@@ -11,5 +11,5 @@ mod serve;
 mod status;
 
 pub use options::MountOptions;
-pub use serve::serve;
+pub use serve::{Stage, serve};
 pub use status::Status;

@@ -23,7 +23,7 @@ pub mod volume;
 mod xattrs;
 
 use crate::file::{Context, File};
-use crate::lease::{Leases, LockReason};
+use crate::lease::{Leases, LockReason, OnRevoked};
 use crate::store::{Kind, Stat, Store, StoreDir, StoreFile};
 use crate::units::PlainOffset;
 pub use attributes::{Changes, Entry};
@@ -56,6 +56,8 @@ pub struct Fs {
     /// Why the volume drains or is locked; meaningful then only.
     reason: Mutex<LockReason>,
     draining: AtomicBool,
+    /// What a revocation took away, where the owner chose that it does not lock.
+    restricted: RwLock<Option<OnRevoked>>,
     nodes: Nodes,
     /// Held shared by whatever uses a path, and alone by whatever changes where paths lead.
     namespace: RwLock<()>,
@@ -164,8 +166,25 @@ impl Fs {
         matches!(&*self.gate.read(), Gate::Open(_))
     }
 
+    /// For whatever changes something.
     fn writable(&self) -> Result<()> {
-        if self.read_only { Err(Error::errno(libc::EROFS)) } else { Ok(()) }
+        if self.read_only {
+            return Err(Error::errno(libc::EROFS));
+        }
+        self.unless_restricted(OnRevoked::ReadOnly)
+    }
+
+    /// For whatever makes something.
+    fn can_make(&self) -> Result<()> {
+        self.writable()?;
+        self.unless_restricted(OnRevoked::PreventNew)
+    }
+
+    fn unless_restricted(&self, restriction: OnRevoked) -> Result<()> {
+        match *self.restricted.read() {
+            Some(restricted) if restricted == restriction => Err(Error::Locked(LockReason::Revoked)),
+            _ => Ok(()),
+        }
     }
 
     /// The volume that is mounted.

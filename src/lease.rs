@@ -5,6 +5,7 @@
 //! whose unwrap was under way.
 
 mod breaker;
+mod budget;
 mod clock;
 mod keeper;
 mod leases;
@@ -12,5 +13,5 @@ mod watch;
 
 pub use clock::BootTime;
 pub use keeper::{Canary, Event, Keeper, Status, UnlockError, Volume};
-pub use leases::{LeaseError, LeaseStats, Leases};
-pub use watch::{LOCK_WITHIN, LockReason, Policy, State, Step, Watch};
+pub use leases::{KMS_RATE, LeaseError, LeaseStats, Leases};
+pub use watch::{LOCK_WITHIN, LockReason, OnRevoked, Policy, State, Step, Watch};

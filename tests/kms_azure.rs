@@ -3,7 +3,7 @@
 
 use kmsfs::crypto::Secret32;
 use kmsfs::kms::{AzureKek, ConnectOptions, KekId, Kms, KmsError, KmsErrorKind, Wrapped, connect};
-use kmsfs::lease::{BootTime, Canary, Event, Keeper, Leases, LockReason, Policy, State, Volume};
+use kmsfs::lease::{BootTime, Canary, Event, Keeper, Leases, LockReason, OnRevoked, Policy, State, Volume};
 use kmsfs::units::VolumeId;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -367,6 +367,12 @@ impl Volume for Noted {
         thread::sleep(drain);
         self.0.lock().expect("no panic").push(reason);
     }
+
+    fn restrict(&self, on_revoked: OnRevoked, _drain: Duration) {
+        panic!("{on_revoked:?} was not asked for");
+    }
+
+    fn release(&self) {}
 
     fn unlock(&self, volume_key: Secret32) -> Result<(), String> {
         assert_eq!(volume_key.expose(), secret().expose());

@@ -1,9 +1,9 @@
 //! `kmsfs mount`: in the foreground, or as a process of its own that reports when the mount answers.
 
 use super::{Exit, Failure};
-use crate::daemon::{MountOptions, serve};
+use crate::daemon::{MountOptions, Stage, serve};
 use crate::fuse::flags::Flags;
-use crate::lease::Policy;
+use crate::lease::{KMS_RATE, OnRevoked, Policy};
 use crate::units::VolumeId;
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+/// As long as a duration can be written.
+const FOR_EVER: &str = "1000years";
 
 /// Mounts a volume.
 #[derive(Args)]
@@ -28,9 +31,19 @@ pub struct Mount {
     /// For how long a KMS that does not answer changes nothing (0s: as soon as it is noticed)
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
     offline_grace: Duration,
+    /// What a revoked key does: lock (nothing can be read), read-only (nothing can be changed), prevent-new (nothing new
+    /// can be opened)
+    #[arg(long, value_name = "POLICY", default_value = "lock")]
+    on_revoked: OnRevoked,
     /// For how long a lock waits for what was written to be stored
     #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = humantime::parse_duration)]
     drain: Duration,
+    /// How often the KMS is asked for keys of files, at most, in calls a second; ten seconds' worth may come at once
+    #[arg(long, value_name = "CALLS", default_value_t = KMS_RATE, value_parser = clap::value_parser!(u32).range(1..))]
+    kms_rate: u32,
+    /// If the KMS refuses the key or does not answer, wait for it, for so long at most if a duration is given
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = FOR_EVER)]
+    wait: Option<humantime::Duration>,
     /// Refuse any other volume than this one
     #[arg(long, value_name = "ID")]
     volume_id: Option<VolumeId>,
@@ -52,6 +65,7 @@ pub struct Mount {
 #[derive(Serialize, Deserialize)]
 enum Report {
     Ready,
+    Waiting { why: String },
     Failed { exit: u8, message: String, hint: Option<String> },
 }
 
@@ -59,12 +73,16 @@ pub fn run(arguments: &Mount) -> Result<(), Failure> {
     let usage = |message: String| Failure::new(Exit::Usage, message);
     let flags = Flags::parse(arguments.options.iter().map(String::as_str))
         .map_err(|message| usage(message).hint("kmsfs mount --help"))?;
-    let policy = Policy::new(arguments.revalidate, arguments.offline_grace, arguments.drain).map_err(usage)?;
+    let policy = Policy::new(arguments.revalidate, arguments.offline_grace, arguments.drain)
+        .map_err(usage)?
+        .on_revoked(arguments.on_revoked);
     let options = MountOptions {
         volume: arguments.volume.clone(),
         mountpoint: arguments.mountpoint.clone(),
         kek: arguments.kek.clone(),
         policy,
+        kms_rate: arguments.kms_rate,
+        wait: arguments.wait.map(Into::into),
         volume_id: arguments.volume_id,
         flags,
     };
@@ -73,7 +91,11 @@ pub fn run(arguments: &Mount) -> Result<(), Failure> {
     }
     if arguments.foreground {
         log();
-        return serve(&options, || tracing::info!("mounted"));
+        return serve(&options, |stage| {
+            if let Stage::Ready = stage {
+                tracing::info!("mounted");
+            }
+        });
     }
     start_background(arguments)
 }
@@ -103,12 +125,25 @@ fn start_background(arguments: &Mount) -> Result<(), Failure> {
         .stderr(log)
         .spawn()
         .map_err(failed)?;
-    let mut line = String::new();
-    if let Some(output) = child.stdout.take() {
-        BufReader::new(output).read_line(&mut line).map_err(failed)?;
-    }
-    match serde_json::from_str(&line) {
-        Ok(Report::Ready) => Ok(()),
+    let mut output = child.stdout.take().map(BufReader::new);
+    let mut reason = String::new();
+    let report = loop {
+        let mut line = String::new();
+        if let Some(output) = &mut output {
+            output.read_line(&mut line).map_err(failed)?;
+        }
+        match serde_json::from_str(&line) {
+            // Once for each reason, however often it is tried.
+            Ok(Report::Waiting { why }) if why == reason => (),
+            Ok(Report::Waiting { why }) => {
+                eprintln!("waiting for the key: {why}");
+                reason = why;
+            }
+            report => break report,
+        }
+    };
+    match report {
+        Ok(Report::Ready | Report::Waiting { .. }) => Ok(()),
         Ok(Report::Failed { exit, message, hint }) => {
             let _ = child.wait();
             Err(Failure { exit: Exit::from_code(exit), message, hint })
@@ -127,7 +162,10 @@ fn in_background(options: &MountOptions) -> Result<(), Failure> {
     // Fails if it leads a session already, which is as good.
     let _ = rustix::process::setsid();
     let mut mounted = false;
-    let result = serve(options, || {
+    let result = serve(options, |stage| {
+        if let Stage::Waiting(why) = stage {
+            return report(&Report::Waiting { why });
+        }
         mounted = true;
         report(&Report::Ready);
         // Whoever reads our output waits for its end.

@@ -12,7 +12,7 @@ use crate::crypto::{Secret32, wipe_stack};
 use crate::fs::Fs;
 use crate::fuse::forget::Forgetter;
 use crate::fuse::{Buffers, Wash};
-use crate::lease::{self, LockReason};
+use crate::lease::{self, LockReason, OnRevoked};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -103,7 +103,22 @@ impl lease::Volume for Gatekeeper {
         tracing::info!("locked ({reason:?}) within {:?}; {left} files could not be committed", begin.elapsed());
     }
 
+    fn restrict(&self, on_revoked: OnRevoked, drain: Duration) {
+        if on_revoked == OnRevoked::ReadOnly {
+            let this = Arc::clone(&self.0);
+            if !Parts::within(drain, move || this.flush_kernel() && Parts::commit(&this.fs)) {
+                tracing::warn!("not everything that was written could be stored within {drain:?}");
+            }
+        }
+        self.fs.restrict(Some(on_revoked));
+    }
+
+    fn release(&self) {
+        self.fs.restrict(None);
+    }
+
     fn unlock(&self, volume_key: Secret32) -> Result<(), String> {
+        self.fs.restrict(None);
         self.fs.reopen(volume_key)
     }
 }

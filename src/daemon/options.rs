@@ -4,6 +4,7 @@ use crate::fuse::flags::Flags;
 use crate::lease::Policy;
 use crate::units::VolumeId;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Everything that a mount is told.
 #[derive(Clone, Debug)]
@@ -16,6 +17,10 @@ pub struct MountOptions {
     pub kek: Option<String>,
     /// How the KMS's answers are weighed.
     pub policy: Policy,
+    /// How many keys of files the KMS is asked for at most, in calls a second.
+    pub kms_rate: u32,
+    /// For how long to wait for a KMS that refuses or does not answer, before anything is mounted.
+    pub wait: Option<Duration>,
     /// The id that the volume must have.
     pub volume_id: Option<VolumeId>,
     /// The options of `-o`.

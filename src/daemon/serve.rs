@@ -13,21 +13,34 @@ use crate::fs::volume::{Holder, Holding, Volume};
 use crate::fuse::forget::Forgetter;
 use crate::fuse::{Buffers, Kernel};
 use crate::journal::{Journal, LOG_LEN, recovery};
-use crate::kms::{ConnectOptions, Kms};
+use crate::kms::{Backoff, ConnectOptions, Kms, KmsError, KmsErrorKind};
 use crate::lease::{Canary, Event, Keeper, Leases, LockReason, UnlockError};
 use crate::store::dir::DirStore;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+/// A mount that waits for its key asks for it again after so long, and then less and less often.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How many unwrapped envelopes are kept.
 const LEASES: usize = 4096;
 
-/// Mounts a volume and serves it until it is unmounted. `ready` is called when the mount answers.
+/// How far a mount has come.
+#[derive(Clone, Debug)]
+pub enum Stage {
+    /// The KMS does not give the key yet, for this reason.
+    Waiting(String),
+    /// The mount answers.
+    Ready,
+}
+
+/// Mounts a volume and serves it until it is unmounted. `reached` is called at each stage.
 ///
 /// # Errors
 /// Everything that keeps it from being mounted, each with its exit code; nothing has changed then, but that what a
 /// crash had left was recovered.
-pub fn serve(options: &MountOptions, ready: impl FnOnce()) -> Result<(), Failure> {
+pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(), Failure> {
     process::harden();
     crate::crypto::cipher::self_test().map_err(|_| {
         Failure::new(Exit::Failure, "this machine's AES-256-GCM gives wrong answers: nothing is touched")
@@ -40,7 +53,7 @@ pub fn serve(options: &MountOptions, ready: impl FnOnce()) -> Result<(), Failure
     let volume = Volume::open(&path).map_err(|error| Failure::of_volume(&options.volume, error))?;
     check_identity(options, &volume)?;
     let (holding, context) = take(options, &volume, &mountpoint)?;
-    let (kms, volume_key) = unwrap_volume_key(options, &volume)?;
+    let (kms, volume_key) = wait_for_volume_key(options, &volume, &mut reached)?;
     volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?;
     if !options.flags.read_only
         && volume.adopt_newest_kek(&*kms, &volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?
@@ -51,7 +64,7 @@ pub fn serve(options: &MountOptions, ready: impl FnOnce()) -> Result<(), Failure
     let canary = Canary::new(record.newest().volume_key.clone(), &volume_key);
     #[expect(clippy::expect_used, reason = "a constant")]
     let capacity = NonZeroUsize::new(LEASES).expect("not zero");
-    let leases = Arc::new(Leases::new(kms, record.id, capacity));
+    let leases = Arc::new(Leases::new(kms, record.id, capacity).with_rate(options.kms_rate));
     let store = DirStore::open(&options.volume).map_err(|error| Failure::of_store(&options.volume, &error))?;
     let read_only = options.flags.read_only;
     let fs = Fs::new(volume, Arc::new(store), context, Arc::clone(&leases), volume_key, read_only)
@@ -60,7 +73,7 @@ pub fn serve(options: &MountOptions, ready: impl FnOnce()) -> Result<(), Failure
     if !fs.root_is_whole() {
         return Err(Failure::new(Exit::Volume, "the volume is damaged: its root directory has no id"));
     }
-    run(options, &mountpoint, fs, &leases, canary, ready)?;
+    run(options, &mountpoint, fs, &leases, canary, || reached(Stage::Ready))?;
     drop(holding);
     Ok(())
 }
@@ -252,7 +265,30 @@ fn context(volume: &Volume, journal: Journal) -> Arc<Context> {
     })
 }
 
-fn unwrap_volume_key(options: &MountOptions, volume: &Volume) -> Result<(Arc<dyn Kms>, Secret32), Failure> {
+/// Unwraps the volume key, with as much patience as the options say: what the KMS refuses it may grant later, and what
+/// is away may come back.
+fn wait_for_volume_key(
+    options: &MountOptions,
+    volume: &Volume,
+    reached: &mut impl FnMut(Stage),
+) -> Result<(Arc<dyn Kms>, Secret32), Failure> {
+    let begin = Instant::now();
+    let mut pauses = Backoff::seeded(FIRST_PAUSE, LONGEST_PAUSE);
+    loop {
+        let error = match unwrap_volume_key(options, volume) {
+            Ok(unwrapped) => return Ok(unwrapped),
+            Err(error) => error,
+        };
+        let passes = matches!(error.kind, KmsErrorKind::Refused | KmsErrorKind::Unreachable);
+        let left = options.wait.and_then(|wait| wait.checked_sub(begin.elapsed()));
+        let Some(left) = left.filter(|_| passes) else { return Err(error.into()) };
+        tracing::warn!("waiting for the key: {error}");
+        reached(Stage::Waiting(error.to_string()));
+        std::thread::sleep(pauses.delay().min(left));
+    }
+}
+
+fn unwrap_volume_key(options: &MountOptions, volume: &Volume) -> Result<(Arc<dyn Kms>, Secret32), KmsError> {
     let record = volume.record();
     let newest = record.newest();
     let connect = ConnectOptions {
@@ -291,6 +327,8 @@ fn tell(event: Event) {
         }
         Event::Locking(reason) => tracing::warn!("locking: {reason:?}"),
         Event::Locked(reason) => tracing::warn!("locked: {reason:?}"),
+        Event::Restricted(what) => tracing::warn!("the key is revoked: {what:?}"),
+        Event::Released => tracing::warn!("the key is granted again: everything is allowed"),
         Event::Unlocked => tracing::warn!("unlocked"),
         Event::UnlockFailed(why) => tracing::error!("the KMS grants the key, but the volume stays locked: {why}"),
     }

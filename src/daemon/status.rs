@@ -1,7 +1,7 @@
 //! What a mount says of itself.
 
 use crate::fs::Fs;
-use crate::lease::{BootTime, Keeper, LeaseStats, LockReason, Policy, State};
+use crate::lease::{BootTime, Keeper, LeaseStats, LockReason, OnRevoked, Policy, State};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 /// The state of a mount, as `kmsfs status --json` prints it. Stable: scripts depend on the names.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// `unlocked`, `draining` or `locked`.
+    /// `unlocked`, `read-only` or `prevent-new` (revoked, where that does not lock), `draining` or `locked`.
     pub state: String,
     /// `revoked`, `unreachable` or `operator`, unless unlocked.
     pub reason: Option<String>,
@@ -63,10 +63,12 @@ impl Status {
         let ago = |then: BootTime| now.0.saturating_sub(then.0).as_secs_f64();
         let (state, reason) = match lease.state {
             State::Unlocked => ("unlocked", None),
+            State::Restricted(OnRevoked::PreventNew) => ("prevent-new", Some(LockReason::Revoked)),
+            State::Restricted(_) => ("read-only", Some(LockReason::Revoked)),
             State::Draining(reason) => ("draining", Some(reason)),
             State::Locked(reason) => ("locked", Some(reason)),
         };
-        let unlocked = matches!(lease.state, State::Unlocked);
+        let unlocked = matches!(lease.state, State::Unlocked | State::Restricted(_));
         let bound = (policy.revalidate() + policy.offline_grace()).as_secs_f64();
         let stats: LeaseStats = fs.leases().stats();
         Self {

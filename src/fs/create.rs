@@ -42,7 +42,7 @@ impl Fs {
     /// `EEXIST` if the name is taken.
     pub fn create(&self, parent: u64, name: &[u8], creator: Creator) -> Result<(Entry, u64)> {
         let keys = self.enter()?;
-        self.writable()?;
+        self.can_make()?;
         let _paths = self.namespace.read();
         let stored = self.stored_name(&keys, parent, name)?;
         let directory = self.nodes.directory(parent)?;
@@ -122,7 +122,7 @@ impl Fs {
     /// `EEXIST` if the name is taken.
     pub fn make_directory(&self, parent: u64, name: &[u8], creator: Creator) -> Result<Entry> {
         let keys = self.enter()?;
-        self.writable()?;
+        self.can_make()?;
         let _paths = self.namespace.read();
         let stored = self.stored_name(&keys, parent, name)?;
         let permissions = self.permissions(parent, creator)?;
@@ -169,7 +169,7 @@ impl Fs {
             return Ok(entry);
         }
         let keys = self.enter()?;
-        self.writable()?;
+        self.can_make()?;
         let _paths = self.namespace.read();
         let stored = self.stored_name(&keys, parent, name)?;
         let permissions = self.permissions(parent, creator)?;
@@ -186,7 +186,7 @@ impl Fs {
     /// `EEXIST` if the name is taken.
     pub fn make_symlink(&self, parent: u64, name: &[u8], target: &[u8], creator: Creator) -> Result<Entry> {
         let keys = self.enter()?;
-        self.writable()?;
+        self.can_make()?;
         let _paths = self.namespace.read();
         let stored = self.stored_name(&keys, parent, name)?;
         let sealed = keys.symlinks.seal(b"", target);
@@ -247,7 +247,7 @@ impl Fs {
     /// `EEXIST` if the name is taken.
     pub fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Result<Entry> {
         let keys = self.enter()?;
-        self.writable()?;
+        self.can_make()?;
         let _paths = self.namespace.read();
         let stored = self.stored_name(&keys, parent, name)?;
         let directory = self.nodes.directory(parent)?;

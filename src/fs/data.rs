@@ -36,6 +36,7 @@ impl Fs {
     /// [`Error::NeedKey`] if its envelope has to be unwrapped first; [`Error::Damaged`].
     pub fn open(&self, ino: u64, writes: bool, truncate: bool) -> Result<u64> {
         let keys = self.enter()?;
+        self.unless_restricted(OnRevoked::PreventNew)?;
         let _paths = self.namespace.read();
         let file = self.obtain_file(&keys, ino)?;
         if truncate {
@@ -210,6 +211,7 @@ impl Fs {
     /// The store's, [`Error::Damaged`].
     pub fn write(&self, handle: u64, offset: PlainOffset, data: &[u8], held_back: bool) -> Result<()> {
         let keys = if held_back { self.enter_draining()? } else { self.enter()? };
+        self.writable()?;
         let (ino, file) = self.file_handle(handle)?;
         self.restore_keys(&keys, &file)?;
         file.write(offset, data).map_err(|error| self.file_error(ino, error))?;

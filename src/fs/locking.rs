@@ -32,6 +32,7 @@ impl Fs {
             gate: RwLock::new(Gate::Open(Box::new(Unlocked::from(volume_key)))),
             reason: Mutex::new(LockReason::Operator),
             draining: AtomicBool::new(false),
+            restricted: RwLock::new(None),
             namespace: RwLock::new(()),
             files: Mutex::default(),
             handles: RwLock::default(),
@@ -49,6 +50,11 @@ impl Fs {
         self.draining.store(true, Ordering::Release);
         // Whoever passed before has left when this is granted.
         drop(self.gate.write());
+    }
+
+    /// Takes something away, or gives it back, without closing the gate.
+    pub fn restrict(&self, restriction: Option<OnRevoked>) {
+        *self.restricted.write() = restriction;
     }
 
     /// Closes the gate and wipes every key. Returns how many files have changes that could not be stored; they stay

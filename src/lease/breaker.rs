@@ -29,7 +29,7 @@ impl Breaker {
     }
 
     /// Whether a call may be made now; otherwise, how long to leave the service alone. Who was let through owes a
-    /// call of [`Breaker::answered`] or [`Breaker::was_silent`].
+    /// call of [`Breaker::answered`], [`Breaker::was_silent`] or [`Breaker::was_not_made`].
     pub(super) fn admit(&mut self, now: BootTime) -> Result<(), Duration> {
         match self.until {
             None => Ok(()),
@@ -48,6 +48,11 @@ impl Breaker {
         self.until = None;
         self.trial = false;
         self.pauses.reset();
+    }
+
+    /// A call that was let through was not made after all.
+    pub(super) fn was_not_made(&mut self) {
+        self.trial = false;
     }
 
     /// A call got no usable answer; the service may have said for how long it wants none.

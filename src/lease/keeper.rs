@@ -2,7 +2,7 @@
 //! Invariant: the thread itself never waits for the KMS: each probe has a short-lived thread of its own, so that a KMS
 //! that hangs delays neither an operator's lock nor the end of a grace.
 
-use super::{BootTime, Leases, LockReason, Policy, State, Step, Watch};
+use super::{BootTime, Leases, LockReason, OnRevoked, Policy, State, Step, Watch};
 use crate::crypto::{Secret32, wipe_stack};
 use crate::kms::{KmsError, KmsErrorKind, Wrapped};
 use parking_lot::{Condvar, Mutex};
@@ -26,6 +26,12 @@ pub trait Volume: Send + Sync {
     /// that is locked already takes on the new reason. Comes back at most a second after the drain's bound, whatever
     /// the kernel does: nothing else wipes the volume's own keys. The leases are locked after this, if they are not yet.
     fn drain_and_lock(&self, reason: LockReason, drain: Duration);
+
+    /// Takes away what this says, after flushing what was written for `drain` at most.
+    fn restrict(&self, on_revoked: OnRevoked, drain: Duration);
+
+    /// Gives back what [`restrict`](Self::restrict) took away.
+    fn release(&self);
 
     /// Makes everything work again, with this key. The leases are unlocked already.
     ///
@@ -78,6 +84,10 @@ pub enum Event {
     Locking(LockReason),
     /// The volume is locked and its keys are wiped.
     Locked(LockReason),
+    /// The KMS refuses, and this is what the volume does no more.
+    Restricted(OnRevoked),
+    /// The KMS grants again, and the volume does everything.
+    Released,
     /// The volume is unlocked again.
     Unlocked,
     /// The KMS grants the key, but the volume stays locked.
@@ -289,6 +299,16 @@ impl Driver {
             match self.watch.step(self.now()) {
                 Step::Probe => self.probe(),
                 Step::Lock { reason, drain } => self.lock(reason, drain),
+                Step::Restrict { on_revoked, drain } => {
+                    self.publish();
+                    self.volume.restrict(on_revoked, drain);
+                    (self.tell)(Event::Restricted(on_revoked));
+                }
+                Step::Release => {
+                    self.publish();
+                    self.volume.release();
+                    (self.tell)(Event::Released);
+                }
                 Step::Unlock => self.unlock(),
                 Step::Wait(until) => {
                     self.granted = None;

@@ -4,13 +4,14 @@
 
 use super::BootTime;
 use super::breaker::Breaker;
+use super::budget::Budget;
 use crate::crypto::Secret32;
 use crate::kms::{Kms, KmsError, KmsErrorKind, Wrapped};
 use crate::units::VolumeId;
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -18,6 +19,12 @@ use std::time::{Duration, Instant};
 
 /// How much longer than the call itself somebody waits who joined it.
 const WAITERS_SLACK: Duration = Duration::from_millis(500);
+/// The longest that somebody waits for the turn of a call, when the volume's budget is used up.
+const LONGEST_TURN: Duration = Duration::from_secs(5);
+/// The default of `--kms-rate`, in calls a second: a hundredth of what a Key Vault grants to RSA keys of 2048 bits.
+pub const KMS_RATE: u32 = 20;
+/// Of so many calls the latencies are remembered.
+const LATENCIES: usize = 256;
 
 /// Why there is no lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,8 +75,14 @@ pub struct LeaseStats {
     pub misconfigured: u64,
     /// Calls for which there was no identity.
     pub credentials: u64,
+    /// Calls that had to wait, because the volume had used up its budget.
+    pub delayed: u64,
     /// How long the last finished call took, in microseconds.
     pub last_latency_us: u64,
+    /// How long half of the last calls took at most, in microseconds.
+    pub latency_p50_us: u64,
+    /// How long 99 of 100 of the last calls took at most, in microseconds.
+    pub latency_p99_us: u64,
 }
 
 /// The unwrapped secrets of one volume.
@@ -87,6 +100,9 @@ struct State {
     /// its secret goes nowhere.
     flights: HashMap<LeaseKey, Arc<Flight>>,
     breaker: Breaker,
+    budget: Budget,
+    /// In microseconds, the newest last.
+    latencies: VecDeque<u64>,
     stats: LeaseStats,
 }
 
@@ -138,9 +154,18 @@ impl Leases {
             held: LruCache::new(capacity),
             flights: HashMap::new(),
             breaker: Breaker::new(u64::from_le_bytes(seed)),
+            budget: Budget::new(KMS_RATE.into(), BootTime::now()),
+            latencies: VecDeque::with_capacity(LATENCIES),
             stats: LeaseStats::default(),
         };
         Self { kms, volume, state: Mutex::new(state), on_refusal: Mutex::new(None) }
+    }
+
+    /// The same, with so many calls a second in the long run; probes come on top.
+    #[must_use]
+    pub fn with_rate(mut self, calls_per_second: u32) -> Self {
+        self.state.get_mut().budget = Budget::new(calls_per_second.max(1).into(), BootTime::now());
+        self
     }
 
     /// The secret if it is in memory. Never blocks on the KMS.
@@ -161,10 +186,10 @@ impl Leases {
         let key = self.key(wrapped);
         match self.way(key)? {
             Way::Held(secret) => Ok(secret),
-            Way::Join(flight) => flight.wait(Instant::now() + self.kms.deadline() + WAITERS_SLACK),
+            Way::Join(flight) => flight.wait(Instant::now() + LONGEST_TURN + self.kms.deadline() + WAITERS_SLACK),
             Way::Lead(flight) => {
                 let landing = Landing { leases: self, key, flight };
-                let outcome = self.call(wrapped);
+                let outcome = self.await_turn(&landing.flight).and_then(|()| self.call(wrapped));
                 landing.settle(outcome)
             }
         }
@@ -213,7 +238,15 @@ impl Leases {
     /// What was done so far.
     pub fn stats(&self) -> LeaseStats {
         let state = self.state.lock();
-        LeaseStats { held: state.held.len(), ..state.stats }
+        let mut latencies: Vec<_> = state.latencies.iter().copied().collect();
+        latencies.sort_unstable();
+        let percentile = |part: usize| latencies.get(latencies.len() * part / 100).copied().unwrap_or_default();
+        LeaseStats {
+            held: state.held.len(),
+            latency_p50_us: percentile(50),
+            latency_p99_us: percentile(99),
+            ..state.stats
+        }
     }
 
     /// The KMS behind the leases, for wrapping.
@@ -265,6 +298,29 @@ impl Leases {
         let flight = Arc::new(Flight::default());
         state.flights.insert(key, Arc::clone(&flight));
         Ok(Way::Lead(flight))
+    }
+
+    /// Waits until the volume's budget allows one more call, or the volume locks, which the call then notices.
+    fn await_turn(&self, flight: &Flight) -> Result<(), KmsError> {
+        let turn = {
+            let mut state = self.state.lock();
+            let turn = state.budget.reserve(BootTime::now());
+            state.stats.delayed += u64::from(!turn.is_zero());
+            if turn > LONGEST_TURN {
+                state.budget.give_back();
+                state.breaker.was_not_made();
+                let error = no_answer("the volume has used up its calls to the KMS for the moment");
+                return Err(KmsError { retry_after: Some(turn), ..error });
+            }
+            turn
+        };
+        if !turn.is_zero() && flight.wait(Instant::now() + turn).is_err_and(|error| error == LeaseError::Locked) {
+            let mut state = self.state.lock();
+            state.budget.give_back();
+            state.breaker.was_not_made();
+            return Err(no_answer("the volume was locked before its turn came"));
+        }
+        Ok(())
     }
 
     /// One call, counted and timed.
@@ -363,7 +419,12 @@ impl Drop for Call<'_> {
     fn drop(&mut self) {
         let mut state = self.leases.state.lock();
         state.stats.in_flight -= 1;
-        state.stats.last_latency_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let latency = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        state.stats.last_latency_us = latency;
+        if state.latencies.len() == LATENCIES {
+            state.latencies.pop_front();
+        }
+        state.latencies.push_back(latency);
         state.stats.count(self.error.as_ref());
         match &self.error {
             Some(error) if error.kind == KmsErrorKind::Unreachable => {

@@ -6,6 +6,9 @@
 //! refuses is asked again [`CONFIRM_AFTER`] its beginning; only a success contradicts a refusal, and [`CONFIRMED_BY`]
 //! the wait for one ends; what is left is for draining. A KMS that takes most of a deadline to refuse is believed at
 //! once, and leaves less time to drain.
+//!
+//! Where the owner chose that a refusal takes less away ([`OnRevoked`]), the same steps end in a restriction, which ends
+//! when the KMS grants again, and in a lock when it is silent for longer than the offline grace.
 
 use super::BootTime;
 use crate::kms::KmsErrorKind;
@@ -39,6 +42,33 @@ pub struct Policy {
     revalidate: Duration,
     offline_grace: Duration,
     drain: Duration,
+    on_revoked: OnRevoked,
+}
+
+/// What a confirmed refusal of the KMS does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnRevoked {
+    /// The volume locks: nothing can be read any more.
+    #[default]
+    Lock,
+    /// Nothing can be changed any more. What the keys in memory open can still be read.
+    ReadOnly,
+    /// Nothing new can be opened or made. What is open goes on.
+    PreventNew,
+}
+
+impl std::str::FromStr for OnRevoked {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "lock" => Ok(Self::Lock),
+            "read-only" => Ok(Self::ReadOnly),
+            "prevent-new" => Ok(Self::PreventNew),
+            _ => Err("it is lock, read-only or prevent-new".into()),
+        }
+    }
 }
 
 impl Policy {
@@ -50,7 +80,18 @@ impl Policy {
         if revalidate < SHORTEST_REVALIDATE {
             return Err(format!("revalidate is {revalidate:?}, and cannot be under {SHORTEST_REVALIDATE:?}"));
         }
-        Ok(Self { revalidate, offline_grace, drain })
+        Ok(Self { revalidate, offline_grace, drain, on_revoked: OnRevoked::Lock })
+    }
+
+    /// The same, with this for an answer to a revocation.
+    #[must_use]
+    pub fn on_revoked(self, on_revoked: OnRevoked) -> Self {
+        Self { on_revoked, ..self }
+    }
+
+    /// What a confirmed refusal of the KMS does.
+    pub fn when_revoked(&self) -> OnRevoked {
+        self.on_revoked
     }
 
     /// How often the KMS is asked.
@@ -69,10 +110,10 @@ impl Policy {
 }
 
 impl Default for Policy {
-    /// 30 s, 10 min, 3 s.
+    /// 30 s, 10 min, 3 s; a revocation locks.
     fn default() -> Self {
         let [revalidate, offline_grace, drain] = [30, 600, 3].map(Duration::from_secs);
-        Self { revalidate, offline_grace, drain }
+        Self { revalidate, offline_grace, drain, on_revoked: OnRevoked::Lock }
     }
 }
 
@@ -94,6 +135,8 @@ pub enum LockReason {
 pub enum State {
     /// Everything.
     Unlocked,
+    /// The KMS refuses, and the owner chose that this takes only so much away.
+    Restricted(OnRevoked),
     /// No new opens or writes; what was written is being flushed.
     Draining(LockReason),
     /// Nothing.
@@ -115,6 +158,15 @@ pub enum Step {
         /// For how long what was written may be flushed.
         drain: Duration,
     },
+    /// Take away what this says, after draining for so long at most. Nothing is reported.
+    Restrict {
+        /// What goes.
+        on_revoked: OnRevoked,
+        /// For how long what was written may be flushed.
+        drain: Duration,
+    },
+    /// Allow everything again. Nothing is reported.
+    Release,
     /// Unlock with the key of the probe that succeeded last, and report with [`Watch::unlocked`].
     Unlock,
 }
@@ -126,8 +178,12 @@ pub struct Watch {
     state: State,
     /// When the last probe that succeeded began.
     last_success: BootTime,
-    /// Whether a probe ended without success since then.
+    /// When the last probe began that the KMS answered, if only to refuse.
+    last_heard: BootTime,
+    /// Whether the last probe ended without success.
     failing: bool,
+    /// Whether it ended without an answer.
+    silent: bool,
     /// When the probe under way began.
     probe: Option<BootTime>,
     next_probe: BootTime,
@@ -146,6 +202,7 @@ pub struct Watch {
 enum Due {
     Lock(LockReason),
     Unlock,
+    Release,
 }
 
 impl Watch {
@@ -155,7 +212,9 @@ impl Watch {
             policy,
             state: State::Unlocked,
             last_success: now,
+            last_heard: now,
             failing: false,
+            silent: false,
             probe: None,
             next_probe: now,
             refused: None,
@@ -195,10 +254,20 @@ impl Watch {
                     _ => None,
                 };
                 match reason {
+                    Some(LockReason::Revoked) if self.policy.on_revoked != OnRevoked::Lock => self.restrict(),
                     Some(reason) => self.begin_lock(now, reason),
                     None => self.probe_or_wait(now),
                 }
             }
+            State::Restricted(_) => match self.due.take() {
+                Some(Due::Lock(reason)) => self.begin_lock(now, reason),
+                Some(Due::Release) => {
+                    self.state = State::Unlocked;
+                    Step::Release
+                }
+                _ if self.grace_end(now).is_some_and(|end| now >= end) => self.begin_lock(now, LockReason::Unreachable),
+                _ => self.probe_or_wait(now),
+            },
             State::Locked(old) => match self.due.take() {
                 Some(Due::Unlock) => Step::Unlock,
                 Some(Due::Lock(reason)) if reason != old => {
@@ -221,8 +290,14 @@ impl Watch {
         if outcome.is_ok() {
             self.last_success = began;
         }
+        self.silent = !matches!(outcome, Ok(()) | Err(KmsErrorKind::Refused));
+        if !self.silent {
+            self.last_heard = began;
+        }
         match self.state {
             State::Unlocked => self.answered_unlocked(now, began, outcome),
+            State::Restricted(_) if outcome.is_ok() => self.due = self.due.or(Some(Due::Release)),
+            State::Restricted(_) => {}
             State::Locked(reason) => self.answered_locked(began, reason, outcome),
             State::Draining(_) => {}
         }
@@ -252,11 +327,13 @@ impl Watch {
 
     /// The operator unlocks: the next probe decides.
     pub fn unlock(&mut self, now: BootTime) {
-        if self.state != State::Unlocked {
-            self.unlock_asked = Some(now);
-            self.next_probe = now;
-        } else {
-            self.due = None;
+        match self.state {
+            State::Unlocked => self.due = None,
+            State::Restricted(_) => self.next_probe = now,
+            State::Draining(_) | State::Locked(_) => {
+                self.unlock_asked = Some(now);
+                self.next_probe = now;
+            }
         }
     }
 
@@ -326,6 +403,14 @@ impl Watch {
         Step::Lock { reason, drain }
     }
 
+    fn restrict(&mut self) -> Step {
+        self.due = None;
+        self.refused = None;
+        self.suspected = None;
+        self.state = State::Restricted(self.policy.on_revoked);
+        Step::Restrict { on_revoked: self.policy.on_revoked, drain: self.policy.drain }
+    }
+
     fn probe_or_wait(&mut self, now: BootTime) -> Step {
         let probes = self.state != State::Locked(LockReason::Operator) || self.unlock_asked.is_some();
         if probes && self.probe.is_none() && now >= self.next_probe {
@@ -334,7 +419,7 @@ impl Watch {
         }
         let confirmed = self.refused.map(|since| since + CONFIRMED_BY);
         let grace = match self.state {
-            State::Unlocked => self.grace_end(now).or(self.probe.map(|began| began + PATIENCE)),
+            State::Unlocked | State::Restricted(_) => self.grace_end(now).or(self.probe.map(|began| began + PATIENCE)),
             _ => None,
         };
         let probe = (probes && self.probe.is_none()).then_some(self.next_probe);
@@ -347,8 +432,13 @@ impl Watch {
         if self.refused.is_some() {
             return None;
         }
-        let silent = self.failing || self.probe.is_some_and(|began| now >= began + PATIENCE);
-        silent.then(|| self.last_success + self.policy.offline_grace)
+        let overdue = self.probe.is_some_and(|began| now >= began + PATIENCE);
+        // Refused once more says nothing new to a volume that is restricted for it.
+        let (last, silent) = match self.state {
+            State::Restricted(_) => (self.last_heard, self.silent),
+            _ => (self.last_success, self.failing),
+        };
+        (silent || overdue).then(|| last + self.policy.offline_grace)
     }
 
     /// From the beginning of one probe to that of the next.

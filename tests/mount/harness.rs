@@ -56,10 +56,10 @@ impl Volume {
     }
 
     /// A volume whose KEK is at this address.
-    pub fn with_kek(kek: &str, environment: HashMap<String, String>) -> Self {
+    pub fn with_kek(kek: &str, environment: HashMap<String, String>, options: &[&str]) -> Self {
         let mut volume = Self::nothing();
         volume.environment = environment;
-        volume.ok(&["init", volume.path().to_str().expect("UTF-8"), "--kek", kek]);
+        volume.ok(&[&["init", volume.path().to_str().expect("UTF-8"), "--kek", kek], options].concat());
         volume
     }
 
@@ -108,10 +108,16 @@ impl Volume {
         std::fs::read_to_string(self.file("log")).unwrap_or_default()
     }
 
+    /// `kmsfs` with these arguments, to be run.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kmsfs"));
+        command.args(arguments).envs(&self.environment);
+        command
+    }
+
     /// Runs `kmsfs` with these arguments.
     pub fn run(&self, arguments: &[&str]) -> Ended {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kmsfs"));
-        Ended::from(command.args(arguments).envs(&self.environment).output().expect("the program runs"))
+        Ended::from(self.command(arguments).output().expect("the program runs"))
     }
 
     /// The same, which has to succeed; returns what it printed.

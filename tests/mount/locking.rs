@@ -1,57 +1,11 @@
 //! Locking by the operator's hand, and by whoever owns the key in a vault.
 
-use crate::harness::{Mount, Outcome, Volume, bytes, number, until};
-use std::collections::HashMap;
+use crate::harness::{Mount, Outcome, bytes, number, until};
+use crate::vault::Vault;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use tempfile::TempDir;
-
-/// An embedded Key Vault with one key, `tenant`.
-struct Vault {
-    _parent: TempDir,
-    state: PathBuf,
-}
-
-impl Vault {
-    fn start() -> Self {
-        let parent = TempDir::new().expect("a temporary directory");
-        let state = parent.path().join("vault");
-        let vault = Self { _parent: parent, state };
-        vault.run(&["start"]);
-        vault.run(&["key", "create", "tenant"]);
-        vault
-    }
-
-    fn run(&self, arguments: &[&str]) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kmsfs"));
-        let output = command.arg("dev-vault").args(arguments).arg("--state").arg(&self.state).output();
-        let output = output.expect("the program runs");
-        assert!(output.status.success(), "{arguments:?}: {output:?}");
-    }
-
-    fn environment(&self) -> HashMap<String, String> {
-        let script = r#". "$1/env"; env -0"#;
-        let output = Command::new("sh").args(["-euc", script, "sh"]).arg(&self.state).output().expect("a shell runs");
-        let text = String::from_utf8(output.stdout).expect("the environment is text");
-        text.split('\0').filter_map(|line| line.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
-    }
-
-    fn volume(&self) -> Volume {
-        let environment = self.environment();
-        let kek = format!("{}/keys/tenant", environment["KMSFS_DEV_VAULT_URL"]);
-        Volume::with_kek(&kek, environment)
-    }
-}
-
-impl Drop for Vault {
-    fn drop(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kmsfs"));
-        let _ = command.args(["dev-vault", "stop", "--state"]).arg(&self.state).output();
-    }
-}
 
 /// A process that has a file open and mapped, and reads it when told to.
 struct Reader {

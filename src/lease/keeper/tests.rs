@@ -22,6 +22,14 @@ impl Volume for FakeVolume {
         self.did.lock().push(format!("lock {reason:?}"));
     }
 
+    fn restrict(&self, on_revoked: OnRevoked, _drain: Duration) {
+        self.did.lock().push(format!("restrict {on_revoked:?}"));
+    }
+
+    fn release(&self) {
+        self.did.lock().push("release".into());
+    }
+
     fn unlock(&self, volume_key: Secret32) -> Result<(), String> {
         assert_eq!(volume_key.expose(), &KEY);
         if *self.refuse_unlock.lock() {

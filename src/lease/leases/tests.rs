@@ -226,3 +226,34 @@ fn a_refused_secret_is_reported_once_for_each_call() {
         assert_eq!(told.load(Ordering::SeqCst), after, "{outcome:?}");
     }
 }
+
+#[test]
+fn a_volume_that_used_up_its_calls_waits_for_its_turn_and_a_lock_ends_the_wait() {
+    let kms = Arc::new(FakeKms::default());
+    let leases = Leases::new(Arc::clone(&kms) as _, VOLUME, NonZeroUsize::new(100).unwrap()).with_rate(1);
+    let envelopes: Vec<_> = (0..17).map(|byte| envelope(&kms, byte)).collect();
+    for envelope in &envelopes[..10] {
+        leases.fetch(envelope).unwrap();
+    }
+    assert_eq!(leases.stats().delayed, 0, "ten seconds' worth may come at once");
+    thread::scope(|scope| {
+        let waiting: Vec<_> = envelopes[10..15].iter().map(|envelope| scope.spawn(|| leases.fetch(envelope))).collect();
+        while leases.stats().delayed < 5 {
+            thread::yield_now();
+        }
+        let error = leases.fetch(&envelopes[15]).unwrap_err();
+        let LeaseError::Kms(error) = error else { panic!("{error:?}") };
+        assert_eq!(error.kind, KmsErrorKind::Unreachable);
+        assert!(error.retry_after.is_some());
+        leases.lock();
+        for fetch in waiting {
+            let result = fetch.join().unwrap();
+            assert!(matches!(&result, Ok(_) | Err(LeaseError::Locked)), "{result:?}");
+        }
+    });
+    let made = leases.stats().calls;
+    assert!((10..15).contains(&made), "{made}");
+    leases.unlock();
+    leases.fetch(&envelopes[0]).unwrap();
+    assert!(leases.stats().latency_p99_us >= leases.stats().latency_p50_us);
+}

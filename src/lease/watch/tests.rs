@@ -17,6 +17,8 @@ struct World {
     probes: Vec<f64>,
     locks: Vec<(f64, LockReason, f64)>,
     unlocks: Vec<f64>,
+    restricted: Vec<f64>,
+    released: Vec<f64>,
     unlock_works: bool,
 }
 
@@ -42,6 +44,8 @@ impl World {
             probes: vec![],
             locks: vec![],
             unlocks: vec![],
+            restricted: vec![],
+            released: vec![],
             unlock_works: true,
         }
     }
@@ -67,6 +71,11 @@ impl World {
                     self.locks.push((seconds(self.now), reason, drain.as_secs_f64()));
                     self.watch.locked(self.now);
                 }
+                Step::Restrict { drain, .. } => {
+                    self.now = self.now + drain;
+                    self.restricted.push(seconds(self.now));
+                }
+                Step::Release => self.released.push(seconds(self.now)),
                 Step::Unlock => {
                     self.unlocks.push(seconds(self.now));
                     self.watch.unlocked(self.now, self.unlock_works);
@@ -82,6 +91,11 @@ impl World {
                 }
             }
         }
+    }
+
+    fn restricting(mut self) -> Self {
+        self.watch.policy = self.watch.policy.on_revoked(OnRevoked::ReadOnly);
+        self
     }
 
     fn locked_for(&self) -> Option<LockReason> {
@@ -425,4 +439,59 @@ proptest! {
         world.run(now + 30.0);
         prop_assert_eq!(world.watch.state(), State::Unlocked);
     }
+}
+
+#[test]
+fn a_policy_that_does_not_lock_restricts_in_the_same_time_and_gives_back_what_it_took() {
+    let mut world = World::new(2.0, 600.0).restricting();
+    world.run(0.001);
+    world.kms = Err(Refused);
+    world.run(100.0);
+    assert_eq!(world.watch.state(), State::Restricted(OnRevoked::ReadOnly));
+    assert!(world.restricted.len() == 1 && world.restricted[0] <= 7.0, "{:?}", world.restricted);
+    assert!(world.locks.is_empty());
+    let before = world.probes.len();
+    world.kms = Ok(());
+    world.run(110.0);
+    assert_eq!(world.watch.state(), State::Unlocked);
+    assert_eq!(world.released.len(), 1);
+    assert!(world.probes.len() > before);
+    world.kms = Err(Refused);
+    world.run(120.0);
+    assert_eq!(world.restricted.len(), 2, "the next revocation counts as the first did");
+}
+
+#[test]
+fn a_restricted_volume_locks_when_the_kms_is_silent_for_longer_than_the_grace() {
+    let mut world = World::new(2.0, 60.0).restricting();
+    world.run(0.001);
+    world.kms = Err(Refused);
+    world.run(200.0);
+    assert!(world.locks.is_empty(), "refusals are answers");
+    world.kms = Err(Unreachable);
+    world.run(255.0);
+    assert!(world.locks.is_empty(), "the grace begins with the last answer: {:?}", world.locks);
+    world.run(270.0);
+    assert_eq!(world.locked_for(), Some(LockReason::Unreachable));
+    world.kms = Ok(());
+    world.run(280.0);
+    assert_eq!(world.watch.state(), State::Unlocked);
+}
+
+#[test]
+fn an_operator_locks_a_restricted_volume_and_the_kms_decides_whether_it_unlocks() {
+    let mut world = World::new(2.0, 60.0).restricting();
+    world.run(0.001);
+    world.kms = Err(Refused);
+    world.run(20.0);
+    world.watch.lock();
+    world.run(30.0);
+    assert_eq!(world.locked_for(), Some(LockReason::Operator));
+    world.watch.unlock(world.now);
+    world.run(40.0);
+    assert_eq!(world.locked_for(), Some(LockReason::Operator), "it is still refused");
+    world.kms = Ok(());
+    world.watch.unlock(world.now);
+    world.run(50.0);
+    assert_eq!(world.watch.state(), State::Unlocked);
 }
