@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 0 | [`units`], [`crypto`] | identifiers and address spaces; keys, ciphers, names |
 //! | 1 | [`format`](mod@format), [`kms`], [`store`] | bytes ↔ types without I/O; who wraps keys; where bytes are kept |
-//! | 2 | [`lease`] | unwrapped keys over time |
+//! | 2 | [`audit`], [`lease`] | what happened to a volume; unwrapped keys over time |
 //! | 3 | [`journal`], [`file`](mod@file) | the redo log; one encrypted file |
 //! | 4 | [`fs`] | the tree in our own types: inodes, handles, names |
 //! | 5 | [`errno`], [`failure`], [`dev_vault`] | what applications and people are told; the embedded Key Vault |
@@ -18,6 +18,7 @@
 //!
 //! Nothing in it is `unsafe`: system calls go through `rustix`.
 
+pub mod audit;
 pub mod cli;
 pub mod crypto;
 pub mod daemon;

@@ -5,8 +5,9 @@
 use super::BootTime;
 use super::breaker::Breaker;
 use super::budget::Budget;
+use crate::audit::{self, Call as Ids, Recorder};
 use crate::crypto::Secret32;
-use crate::kms::{Kms, KmsError, KmsErrorKind, Wrapped};
+use crate::kms::{Kms, KmsError, KmsErrorKind, Unwrapped, Wrapped};
 use crate::units::VolumeId;
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
@@ -25,6 +26,8 @@ const LONGEST_TURN: Duration = Duration::from_secs(5);
 pub const KMS_RATE: u32 = 20;
 /// Of so many calls the latencies are remembered.
 const LATENCIES: usize = 256;
+/// So many ended leases go into one line of the audit log.
+const SERVED_TOLD: usize = 64;
 
 /// Why there is no lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,11 +94,12 @@ pub struct Leases {
     volume: VolumeId,
     state: Mutex<State>,
     on_refusal: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
+    recorder: Recorder,
 }
 
 struct State {
     open: bool,
-    held: LruCache<LeaseKey, Arc<Secret32>>,
+    held: LruCache<LeaseKey, Held>,
     /// Calls under way. A lock empties the map: a call that comes back and does not find itself in it is late, and
     /// its secret goes nowhere.
     flights: HashMap<LeaseKey, Arc<Flight>>,
@@ -104,6 +108,27 @@ struct State {
     /// In microseconds, the newest last.
     latencies: VecDeque<u64>,
     stats: LeaseStats,
+}
+
+/// A secret in memory.
+struct Held {
+    secret: Arc<Secret32>,
+    /// How many times it was asked for.
+    served: u64,
+    /// What the audit log calls it, if the KMS unwrapped it.
+    digest: Option<Box<str>>,
+}
+
+impl Held {
+    fn serve(&mut self) -> Arc<Secret32> {
+        self.served += 1;
+        Arc::clone(&self.secret)
+    }
+
+    /// For the audit log, at its end: what it is called there, and how many times it served.
+    fn served(self) -> Option<(String, u64)> {
+        Some((self.digest?.into(), self.served))
+    }
 }
 
 /// BLAKE3 of the volume, the KEK with its version, the algorithm and the wrapped bytes.
@@ -158,7 +183,19 @@ impl Leases {
             latencies: VecDeque::with_capacity(LATENCIES),
             stats: LeaseStats::default(),
         };
-        Self { kms, volume, state: Mutex::new(state), on_refusal: Mutex::new(None) }
+        let recorder = Recorder::none();
+        Self { kms, volume, state: Mutex::new(state), on_refusal: Mutex::new(None), recorder }
+    }
+
+    /// The same, and what the KMS is asked, and what it says, is noted.
+    #[must_use]
+    pub fn recorded_by(self, recorder: Recorder) -> Self {
+        Self { recorder, ..self }
+    }
+
+    /// What notes what happens to this volume.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 
     /// The same, with so many calls a second in the long run; probes come on top.
@@ -172,7 +209,7 @@ impl Leases {
     pub fn cached(&self, wrapped: &Wrapped) -> Option<Arc<Secret32>> {
         let key = self.key(wrapped);
         let mut state = self.state.lock();
-        let secret = state.held.get(&key).cloned()?;
+        let secret = state.held.get_mut(&key)?.serve();
         state.stats.hits += 1;
         Some(secret)
     }
@@ -189,8 +226,13 @@ impl Leases {
             Way::Join(flight) => flight.wait(Instant::now() + LONGEST_TURN + self.kms.deadline() + WAITERS_SLACK),
             Way::Lead(flight) => {
                 let landing = Landing { leases: self, key, flight };
-                let outcome = self.await_turn(&landing.flight).and_then(|()| self.call(wrapped));
-                landing.settle(outcome)
+                let outcome = self.await_turn(&landing.flight).and_then(|()| {
+                    let began = Instant::now();
+                    let outcome = self.call(wrapped);
+                    self.note_unwrap(wrapped, &outcome, began.elapsed());
+                    outcome
+                });
+                landing.settle(outcome.map(|unwrapped| unwrapped.secret), Some(wrapped))
             }
         }
     }
@@ -206,7 +248,10 @@ impl Leases {
             return Err(LeaseError::Locked);
         }
         let secret = Arc::new(secret);
-        state.held.put(key, Arc::clone(&secret));
+        let held = Held { secret: Arc::clone(&secret), served: 0, digest: None };
+        let evicted = state.held.push(key, held);
+        drop(state);
+        self.note_end("evicted", evicted.into_iter().map(|(_, held)| held));
         Ok(secret)
     }
 
@@ -215,7 +260,12 @@ impl Leases {
     /// # Errors
     /// What the KMS said.
     pub fn probe(&self, wrapped: &Wrapped) -> Result<Secret32, KmsError> {
-        self.call(wrapped)
+        let outcome = self.call(wrapped);
+        self.recorder.record(match &outcome {
+            Ok(unwrapped) => audit::Event::Probe { call: Ids::from(&unwrapped.ids) },
+            Err(error) => audit::Event::denied("volume-key", wrapped, error),
+        });
+        outcome.map(|unwrapped| unwrapped.secret)
     }
 
     /// Drops every secret and hands out none until [`Leases::unlock`]. Who waits for one is told at once; an
@@ -265,12 +315,14 @@ impl Leases {
     }
 
     fn drop_all(&self, and: impl FnOnce(&mut State)) {
-        let flights = {
+        let (flights, held) = {
             let mut state = self.state.lock();
             and(&mut state);
-            state.held.clear();
-            std::mem::take(&mut state.flights)
+            let capacity = state.held.cap();
+            let held = std::mem::replace(&mut state.held, LruCache::new(capacity));
+            (std::mem::take(&mut state.flights), held)
         };
+        self.note_end("locked", held.into_iter().map(|(_, held)| held));
         for flight in flights.values() {
             flight.land(Err(LeaseError::Locked));
         }
@@ -281,7 +333,7 @@ impl Leases {
         if !state.open {
             return Err(LeaseError::Locked);
         }
-        if let Some(secret) = state.held.get(&key).cloned() {
+        if let Some(secret) = state.held.get(&key).map(|held| Arc::clone(&held.secret)) {
             state.stats.hits += 1;
             return Ok(Way::Held(secret));
         }
@@ -324,7 +376,7 @@ impl Leases {
     }
 
     /// One call, counted and timed.
-    fn call(&self, wrapped: &Wrapped) -> Result<Secret32, KmsError> {
+    fn call(&self, wrapped: &Wrapped) -> Result<Unwrapped, KmsError> {
         let started = Instant::now();
         {
             let mut state = self.state.lock();
@@ -334,7 +386,28 @@ impl Leases {
         let mut call = Call { leases: self, started, error: Some(no_answer("the call panicked")) };
         let outcome = self.kms.unwrap(wrapped, self.volume);
         call.error = outcome.as_ref().err().cloned();
-        outcome.map(|unwrapped| unwrapped.secret)
+        outcome
+    }
+
+    fn note_unwrap(&self, wrapped: &Wrapped, outcome: &Result<Unwrapped, KmsError>, took: Duration) {
+        let envelope = audit::envelope_digest(wrapped);
+        self.recorder.record(match outcome {
+            Ok(unwrapped) => audit::Event::Unwrap {
+                envelope,
+                kek: audit::clean(&wrapped.kek.0),
+                took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+                call: Ids::from(&unwrapped.ids),
+            },
+            Err(error) => audit::Event::denied(format!("envelope {envelope}"), wrapped, error),
+        });
+    }
+
+    /// Notes how many times each secret served that the KMS had unwrapped, and drops the secrets.
+    fn note_end(&self, why: &'static str, ended: impl Iterator<Item = Held>) {
+        let served: Vec<_> = ended.filter_map(Held::served).collect();
+        for served in served.chunks(SERVED_TOLD) {
+            self.recorder.record(audit::Event::LeasesEnded { why, served: served.to_vec() });
+        }
     }
 
     fn key(&self, wrapped: &Wrapped) -> LeaseKey {
@@ -376,8 +449,13 @@ struct Landing<'a> {
 }
 
 impl Landing<'_> {
-    fn settle(&self, outcome: Result<Secret32, KmsError>) -> Result<Arc<Secret32>, LeaseError> {
+    fn settle(
+        &self,
+        outcome: Result<Secret32, KmsError>,
+        wrapped: Option<&Wrapped>,
+    ) -> Result<Arc<Secret32>, LeaseError> {
         let refused = matches!(&outcome, Err(error) if error.kind == KmsErrorKind::Refused);
+        let mut evicted = None;
         let result = {
             let mut state = self.leases.state.lock();
             let is_current = state.flights.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight));
@@ -386,9 +464,12 @@ impl Landing<'_> {
             }
             state.flights.remove(&self.key);
             outcome.map(Arc::new).map_err(LeaseError::Kms).inspect(|secret| {
-                state.held.put(self.key, Arc::clone(secret));
+                let digest = wrapped.map(|wrapped| audit::envelope_digest(wrapped).into());
+                let held = Held { secret: Arc::clone(secret), served: 0, digest };
+                evicted = state.held.push(self.key, held);
             })
         };
+        self.leases.note_end("evicted", evicted.into_iter().map(|(_, held)| held));
         self.flight.land(result.clone());
         if refused {
             let tell = self.leases.on_refusal.lock().clone();
@@ -403,7 +484,7 @@ impl Landing<'_> {
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
         if self.flight.result.lock().is_none() {
-            let _ = self.settle(Err(no_answer("the call ended without an answer")));
+            let _ = self.settle(Err(no_answer("the call ended without an answer")), None);
         }
     }
 }
