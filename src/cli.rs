@@ -1,6 +1,7 @@
 //! The command line: what is parsed, which command runs, what it prints and its exit code.
 //! Every command is a file of `cli/`, a `clap` argument struct and a `run` that returns [`Failure`].
 
+mod audit;
 mod dev_vault;
 mod info;
 mod init;
@@ -41,6 +42,9 @@ enum Command {
     Status(status::StatusCommand),
     /// Show what a volume is, without its key
     Info(info::Info),
+    /// Read and check what happened to a volume
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Make a mount unreadable until it is unlocked
     Lock(lock::Lock),
     /// Make a mount readable again that was locked by hand, if the KMS grants its key
@@ -68,6 +72,7 @@ pub fn run() -> ExitCode {
         Command::Umount(command) => umount::run(&command),
         Command::Status(command) => status::run(&command),
         Command::Info(command) => info::run(&command),
+        Command::Audit(command) => audit::run(&command),
         Command::Lock(command) => lock::lock(&command),
         Command::Unlock(command) => lock::unlock(&command),
         Command::DevVault(command) => dev_vault::run(command),

@@ -9,6 +9,7 @@ pub mod options;
 mod process;
 mod serve;
 mod status;
+mod trail;
 
 pub use options::MountOptions;
 pub use serve::{Stage, serve};

@@ -207,6 +207,11 @@ impl Fs {
         self.files.lock().len()
     }
 
+    /// How many files have changes that are not committed.
+    pub fn waiting_files(&self) -> u64 {
+        self.files.lock().values().filter(|open| open.file.waits_for_commit()).count() as u64
+    }
+
     /// Unwraps what an operation needed, on a thread that serves nobody.
     ///
     /// # Errors

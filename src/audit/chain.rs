@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(mac, FROZEN_MAC);
     }
 
-    const FROZEN_MAC: &str = "";
+    const FROZEN_MAC: &str = "dccaba74217d801406aa95851dac945501f29f822bfaa0d743e1cd18ba00af83";
 
     #[test]
     fn a_mac_depends_on_everything_that_it_stands_for() {

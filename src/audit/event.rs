@@ -20,7 +20,7 @@ pub enum Event {
         /// The KEK with its version.
         kek: String,
         /// In bytes.
-        chunk_size: u32,
+        chunk_size: u64,
         /// At most so many files share a wrapped secret.
         files_per_envelope: u32,
         /// Names are not encrypted.
@@ -122,6 +122,13 @@ pub enum Event {
         /// Files whose last changes could not be stored; they are kept, sealed, until the volume is unlocked.
         files_waiting: u64,
     },
+    /// The KMS refuses the key, and what is unlocked is left so, but for this: `--on-revoked`.
+    Restricted {
+        /// `read-only` or `prevent-new`.
+        to: &'static str,
+    },
+    /// The KMS grants the key again, and everything is allowed.
+    Released,
     /// The KMS unwrapped a secret.
     Unwrap {
         /// The secret's digest, see [`envelope_digest`].
@@ -136,7 +143,7 @@ pub enum Event {
     },
     /// Unwrapped secrets were wiped: how many files each of them opened.
     LeasesEnded {
-        /// `locked`, `evicted` or `unmounted`.
+        /// `wiped` (the volume is locked or unmounted) or `evicted` (there was no more room).
         why: &'static str,
         /// For each secret that the KMS had unwrapped, its digest and how many times a file was opened with it.
         served: Vec<(String, u64)>,
@@ -299,6 +306,8 @@ impl Event {
             Self::LeaseDenied { .. } => "lease-denied",
             Self::Drain { .. } => "drain",
             Self::Lock { .. } => "lock",
+            Self::Restricted { .. } => "restricted",
+            Self::Released => "released",
             Self::Unwrap { .. } => "unwrap",
             Self::LeasesEnded { .. } => "leases-ended",
             Self::FailedDecryption { .. } => "failed-decryption",
@@ -379,7 +388,7 @@ mod tests {
             Event::Unlock,
             Event::denied("volume-key", &wrapped, &error),
             Event::Probe { call: Call::default() },
-            Event::LeasesEnded { why: "locked", served: vec![(envelope_digest(&wrapped), 3)] },
+            Event::LeasesEnded { why: "wiped", served: vec![(envelope_digest(&wrapped), 3)] },
             Event::FailedDecryption { file: text(), chunk: number },
             Event::Repeated { of: "damage", count: 2, since: text(), last: Box::new(Event::Damage { what: text() }) },
             Event::Mount {

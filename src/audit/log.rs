@@ -1,7 +1,7 @@
 //! The files of one series, and how lines get into them. Depends on the chain and the store.
 //!
-//! A line is appended in one write. What a crash leaves of it is cut off at the next opening, which says so in the
-//! log. When a file is full:
+//! A line is appended in one write. What a crash leaves of lines that were not durable (a part, or zeros) is cut off at
+//! the next opening, which says so in the log. When a file is full:
 //! 1. it is made durable, and the next one is made (a crash: an empty file, into which the next opening writes);
 //! 2. its first line carries the hash of the last line of the file before;
 //! 3. if there are too many files, a line says that the oldest is removed (a crash: it is still there, and is removed
@@ -116,6 +116,7 @@ pub(super) fn read(dir: &dyn StoreDir, name: &str) -> io::Result<Vec<u8>> {
 
 /// The whole lines of a file, without their newlines, each with the offset at which it begins.
 pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    let bytes = &bytes[..bytes.len() - torn(bytes) as usize];
     let mut at = 0;
     bytes.split_inclusive(|byte| *byte == b'\n').filter_map(move |line| {
         let begin = at;
@@ -124,9 +125,12 @@ pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     })
 }
 
-/// How many bytes behind the last newline.
+/// How many bytes at the end are what a crash leaves of lines: a line without an end, or from the first line on that
+/// has zeros in it, which is what a disk gives where nothing was written before the power failed.
 pub(super) fn torn(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().take_while(|byte| **byte != b'\n').count() as u64
+    let written = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let whole = bytes[..written].iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    (bytes.len() - whole) as u64
 }
 
 impl Log {

@@ -285,6 +285,7 @@ impl Writer {
         let shared = &self.shared;
         if checkpoint && self.lines > 0 && self.log.checkpoint(SystemTime::now(), || shared.key.lock())? {
             (self.lines, self.checked) = (0, Instant::now());
+            crate::crypto::wipe_stack();
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! `kmsfs init`.
 
 use super::Failure;
+use crate::audit::{self, Event, clean};
 use crate::format::ChunkSize;
 use crate::fs::volume::{self, FILES_PER_ENVELOPE, InitOptions};
 use crate::kms::{ConnectOptions, KekRef, connect};
@@ -40,6 +41,16 @@ pub fn run(arguments: &Init) -> Result<(), Failure> {
     };
     let record = volume::init(&arguments.volume, &reference, &*kms, options)
         .map_err(|error| Failure::of_volume(&arguments.volume, error))?;
+    let event = Event::Init {
+        volume: record.id.to_string(),
+        kek: clean(&record.newest().volume_key.kek.0),
+        chunk_size: record.chunk_size.bytes(),
+        files_per_envelope: record.files_per_envelope,
+        plain_names: record.plain_names,
+    };
+    if let Err(error) = audit::append(&arguments.volume, record.id, None, &[event]) {
+        eprintln!("warning: the audit log could not be begun: {error}");
+    }
     println!("made volume {} in {}", record.id, arguments.volume.display());
     println!("key: {}", record.newest().volume_key.kek);
     println!("mount it: kmsfs mount {} MOUNTPOINT", arguments.volume.display());

@@ -1,6 +1,7 @@
 //! `kmsfs mount`: in the foreground, or as a process of its own that reports when the mount answers.
 
 use super::{Exit, Failure};
+use crate::audit::Limits;
 use crate::daemon::{MountOptions, Stage, serve};
 use crate::fuse::flags::Flags;
 use crate::lease::{KMS_RATE, OnRevoked, Policy};
@@ -44,6 +45,9 @@ pub struct Mount {
     /// If the KMS refuses the key or does not answer, wait for it, for so long at most if a duration is given
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = FOR_EVER)]
     wait: Option<humantime::Duration>,
+    /// How many files of 4 MiB the audit log keeps, or `all`
+    #[arg(long, value_name = "N", default_value = "16", value_parser = audit_keep)]
+    audit_keep: AuditKeep,
     /// Refuse any other volume than this one
     #[arg(long, value_name = "ID")]
     volume_id: Option<VolumeId>,
@@ -59,6 +63,18 @@ pub struct Mount {
     /// The background process of `mount`, which reports on standard output
     #[arg(long, hide = true)]
     report: bool,
+}
+
+/// How many files of the audit log are kept; `None` for all.
+#[derive(Clone, Copy)]
+struct AuditKeep(Option<u32>);
+
+fn audit_keep(text: &str) -> Result<AuditKeep, String> {
+    match text.parse() {
+        Ok(files) if files >= 2 => Ok(AuditKeep(Some(files))),
+        _ if text == "all" => Ok(AuditKeep(None)),
+        _ => Err("it is a number of files, 2 at least, or 'all'".into()),
+    }
 }
 
 /// What the background process tells the command that started it.
@@ -85,6 +101,7 @@ pub fn run(arguments: &Mount) -> Result<(), Failure> {
         wait: arguments.wait.map(Into::into),
         volume_id: arguments.volume_id,
         flags,
+        audit: Limits { keep: arguments.audit_keep.0, ..Limits::default() },
     };
     if arguments.report {
         return in_background(&options);

@@ -99,4 +99,13 @@ fn print_one(status: &Status) {
     if let Some(error) = &status.last_error {
         println!("{:<13} {error}", "last error");
     }
+    if let Some(audit) = &status.audit {
+        println!("{:<13} {} line {}, {}", "audit log", audit.series, audit.seq, audit.head);
+        if let Some(error) = &audit.error {
+            println!("{:<13} {} events wait: {error}", "", audit.waiting);
+        }
+        if audit.lost > 0 {
+            println!("{:<13} {} events were lost", "", audit.lost);
+        }
+    }
 }

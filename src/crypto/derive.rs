@@ -150,7 +150,7 @@ mod tests {
         "9ec08ac0756eba74",
         "5957917e5c7d1d9f",
         "29ada2f0f719eb31",
-        "AUDITMAC",
+        "bc9a52f5de197879",
     ];
 
     #[test]

@@ -6,8 +6,12 @@
 //! 4. the kernel is made to forget every page, name and attribute: its last dirty pages still come through;
 //! 5. those are committed, the gate is closed and every key wiped;
 //! 6. the kernel is made to forget once more what slipped in between;
-//! 7. buffers that held plaintext are wiped, ours and those of the FUSE library.
+//! 7. buffers that held plaintext are wiped, ours and those of the FUSE library;
+//! 8. the audit log gets its last checkpoint, and the key for those is wiped too.
 
+use super::status::reason_name;
+use crate::audit::{Event, Recorder};
+use crate::crypto::derive::VolumeKeys;
 use crate::crypto::{Secret32, wipe_stack};
 use crate::fs::Fs;
 use crate::fuse::forget::Forgetter;
@@ -21,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// What a last commit gets at least.
 const SHORTEST: Duration = Duration::from_millis(250);
+/// For how long a lock waits for the audit log's checkpoint.
+const CHECKPOINT: Duration = Duration::from_millis(250);
 
 /// Locks and unlocks one mount.
 pub struct Gatekeeper(pub Arc<Parts>);
@@ -32,6 +38,7 @@ pub struct Parts {
     pub wash: Arc<Wash>,
     pub forgetter: Forgetter,
     pub mountpoint: PathBuf,
+    pub recorder: Recorder,
 }
 
 impl Parts {
@@ -52,6 +59,15 @@ impl Parts {
         if self.wash.is_soiled() && !self.fs.is_open() {
             self.wash();
         }
+    }
+
+    fn note_lock(&self, reason: LockReason, took: Duration, drained: bool) {
+        self.recorder.record(Event::Lock {
+            reason: reason_name(reason),
+            took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            drained,
+            files_waiting: self.fs.waiting_files(),
+        });
     }
 
     fn commit(fs: &Fs) -> bool {
@@ -83,12 +99,16 @@ impl lease::Volume for Gatekeeper {
     fn drain_and_lock(&self, reason: LockReason, drain: Duration) {
         if !self.fs.is_open() {
             self.fs.close(reason);
+            self.note_lock(reason, Duration::ZERO, true);
             return;
         }
         let begin = Instant::now();
+        let bound_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
+        self.recorder.record(Event::Drain { reason: reason_name(reason), bound_ms });
         self.fs.begin_drain(reason);
         let this = Arc::clone(&self.0);
-        if !Parts::within(drain, move || this.flush_kernel() && Parts::commit(&this.fs)) {
+        let drained = Parts::within(drain, move || this.flush_kernel() && Parts::commit(&this.fs));
+        if !drained {
             tracing::warn!("not everything that was written could be stored within {drain:?}");
         }
         let known = self.fs.known();
@@ -100,6 +120,8 @@ impl lease::Volume for Gatekeeper {
         self.forgetter.forget(&known);
         self.buffers.wipe();
         self.wash();
+        self.note_lock(reason, begin.elapsed(), drained);
+        self.recorder.lock(CHECKPOINT);
         tracing::info!("locked ({reason:?}) within {:?}; {left} files could not be committed", begin.elapsed());
     }
 
@@ -118,7 +140,11 @@ impl lease::Volume for Gatekeeper {
     }
 
     fn unlock(&self, volume_key: Secret32) -> Result<(), String> {
+        let key = VolumeKeys::from(&volume_key).audit_mac;
         self.fs.restrict(None);
-        self.fs.reopen(volume_key)
+        self.fs.reopen(volume_key)?;
+        self.recorder.record(Event::Unlock);
+        self.recorder.unlock(key);
+        Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! What a mount can be told.
 
+use crate::audit::Limits;
 use crate::fuse::flags::Flags;
 use crate::lease::Policy;
 use crate::units::VolumeId;
@@ -25,4 +26,6 @@ pub struct MountOptions {
     pub volume_id: Option<VolumeId>,
     /// The options of `-o`.
     pub flags: Flags,
+    /// How much of the audit log is kept.
+    pub audit: Limits,
 }

@@ -3,8 +3,11 @@
 use super::control::{Command, Reply, Socket};
 use super::gatekeeper::{Gatekeeper, Parts};
 use super::maintenance::Maintenance;
+use super::trail::Trail;
 use super::{MountOptions, Status, mountpoint, process};
+use crate::audit;
 use crate::crypto::Secret32;
+use crate::crypto::derive::VolumeKeys;
 use crate::failure::{Exit, Failure};
 use crate::file::Context;
 use crate::format::Geometry;
@@ -52,19 +55,23 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     let path = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
     let volume = Volume::open(&path).map_err(|error| Failure::of_volume(&options.volume, error))?;
     check_identity(options, &volume)?;
-    let (holding, context) = take(options, &volume, &mountpoint)?;
-    let (kms, volume_key) = wait_for_volume_key(options, &volume, &mut reached)?;
+    let (holding, context, recovery) = take(options, &volume, &mountpoint)?;
+    let trail = Trail::open(options, &volume, recovery);
+    let (kms, volume_key) = wait_for_volume_key(options, &volume, &trail, &mut reached)?;
     volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?;
     if !options.flags.read_only
         && volume.adopt_newest_kek(&*kms, &volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?
     {
         tracing::info!("the key was rotated: new files are wrapped by its new version");
+        trail.rotated(&volume);
     }
     let record = volume.record();
     let canary = Canary::new(record.newest().volume_key.clone(), &volume_key);
     #[expect(clippy::expect_used, reason = "a constant")]
     let capacity = NonZeroUsize::new(LEASES).expect("not zero");
-    let leases = Arc::new(Leases::new(kms, record.id, capacity).with_rate(options.kms_rate));
+    let audit_key = VolumeKeys::from(&volume_key).audit_mac;
+    let leases = Leases::new(kms, record.id, capacity).with_rate(options.kms_rate).recorded_by(trail.recorder());
+    let leases = Arc::new(leases);
     let store = DirStore::open(&options.volume).map_err(|error| Failure::of_store(&options.volume, &error))?;
     let read_only = options.flags.read_only;
     let fs = Fs::new(volume, Arc::new(store), context, Arc::clone(&leases), volume_key, read_only)
@@ -73,7 +80,7 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     if !fs.root_is_whole() {
         return Err(Failure::new(Exit::Volume, "the volume is damaged: its root directory has no id"));
     }
-    run(options, &mountpoint, fs, &leases, canary, || reached(Stage::Ready))?;
+    run(options, &mountpoint, fs, &leases, canary, (trail, audit_key), || reached(Stage::Ready))?;
     drop(holding);
     Ok(())
 }
@@ -85,6 +92,7 @@ fn run(
     fs: Arc<Fs>,
     leases: &Arc<Leases>,
     canary: Canary,
+    (trail, audit_key): (Trail, Secret32),
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
     let buffers = Arc::new(Buffers::default());
@@ -99,15 +107,21 @@ fn run(
         wash,
         forgetter: Forgetter::new(session.notifier()),
         mountpoint: mountpoint.to_owned(),
+        recorder: trail.recorder(),
     });
     let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
     let served = std::thread::Builder::new()
         .name("kmsfs-session".into())
         .spawn(move || session.run())
         .map_err(|error| failed("no thread to serve the kernel", &error))?;
-    let keeper =
-        Keeper::start(Arc::clone(leases), Arc::new(Gatekeeper(Arc::clone(&parts))), canary, options.policy, tell)
-            .map_err(|error| failed("no thread to ask the KMS", &error))?;
+    let keeper = Keeper::start(
+        Arc::clone(leases),
+        Arc::new(Gatekeeper(Arc::clone(&parts))),
+        canary,
+        options.policy,
+        tell(trail.recorder()),
+    )
+    .map_err(|error| failed("no thread to ask the KMS", &error))?;
     let keeper = Arc::new(keeper);
     let socket = Socket::bind(mountpoint).map_err(|error| failed("the control socket cannot be made", &error));
     let maintenance = Maintenance::start(parts);
@@ -127,11 +141,13 @@ fn run(
     });
     match started {
         Ok(socket) => {
+            trail.mounted(options, mountpoint, &fs, audit_key);
             ready();
             crate::crypto::wipe_stack();
             let ended = served.join();
             maintenance.stop();
-            finish(&fs, &keeper);
+            finish(&fs, &keeper, &trail);
+            drop(trail);
             drop(socket);
             match ended {
                 Ok(Ok(())) => Ok(()),
@@ -143,14 +159,15 @@ fn run(
             let _ = mountpoint::detach(mountpoint);
             let _ = served.join();
             maintenance.stop();
-            finish(&fs, &keeper);
+            finish(&fs, &keeper, &trail);
             Err(failure)
         }
     }
 }
 
 /// Stores what is left and wipes the keys.
-fn finish(fs: &Fs, keeper: &Keeper) {
+fn finish(fs: &Fs, keeper: &Keeper, trail: &Trail) {
+    let locked = !fs.is_open();
     if fs.is_open() {
         if let Err(error) = fs.shut_down() {
             tracing::error!("not everything could be committed; the next mount recovers: {error:?}");
@@ -159,6 +176,7 @@ fn finish(fs: &Fs, keeper: &Keeper) {
     } else {
         tracing::warn!("unmounted while locked; the next mount recovers ({:?})", keeper.status().state);
     }
+    trail.unmounted(fs, locked);
 }
 
 fn check_fuse() -> Result<(), Failure> {
@@ -192,22 +210,23 @@ fn take(
     options: &MountOptions,
     volume: &Volume,
     mountpoint: &std::path::Path,
-) -> Result<(Holding, Arc<Context>), Failure> {
+) -> Result<(Holding, Arc<Context>, Option<audit::Event>), Failure> {
     let of_store = |error: std::io::Error| Failure::of_store(&options.volume, &error);
     if !options.flags.read_only {
         let holding = hold(options, volume, mountpoint, false)?;
-        let journal = recover(options, volume)?;
-        return Ok((holding, context(volume, journal)));
+        let (journal, recovery) = recover(options, volume)?;
+        return Ok((holding, context(volume, journal), recovery));
     }
     let read_journal = || recovery::read_only(&*volume.journal()?);
     let (journal, clean) = read_journal().map_err(of_store)?;
     if clean {
-        return Ok((hold(options, volume, mountpoint, true)?, context(volume, journal)));
+        return Ok((hold(options, volume, mountpoint, true)?, context(volume, journal), None));
     }
     let holding = hold(options, volume, mountpoint, false)?;
-    recover(options, volume)?.close().map_err(of_store)?;
+    let (journal, recovery) = recover(options, volume)?;
+    journal.close().map_err(of_store)?;
     holding.share().map_err(of_store)?;
-    Ok((holding, context(volume, read_journal().map_err(of_store)?.0)))
+    Ok((holding, context(volume, read_journal().map_err(of_store)?.0), recovery))
 }
 
 fn hold(
@@ -237,7 +256,7 @@ fn hold(
 }
 
 /// Opens the journal and replays what a crash has left. Needs no key.
-fn recover(options: &MountOptions, volume: &Volume) -> Result<Journal, Failure> {
+fn recover(options: &MountOptions, volume: &Volume) -> Result<(Journal, Option<audit::Event>), Failure> {
     let of_store = |error: std::io::Error| Failure::of_store(&options.volume, &error);
     let (directory, tree) = (volume.journal().map_err(of_store)?, volume.tree().map_err(of_store)?);
     let (journal, found) = recovery::open(&*directory, &*tree, LOG_LEN).map_err(of_store)?;
@@ -251,7 +270,13 @@ fn recover(options: &MountOptions, volume: &Volume) -> Result<Journal, Failure> 
     for at in &found.damaged_at {
         tracing::error!("the journal is damaged at {at}: changes that were committed there are lost");
     }
-    Ok(journal)
+    let happened = found.crashed || !found.damaged_at.is_empty();
+    let recovery = happened.then(|| audit::Event::Recovery {
+        updates: found.updates as u64,
+        files: found.files as u64,
+        damaged_at: found.damaged_at.iter().map(ToString::to_string).collect(),
+    });
+    Ok((journal, recovery))
 }
 
 fn context(volume: &Volume, journal: Journal) -> Arc<Context> {
@@ -270,12 +295,13 @@ fn context(volume: &Volume, journal: Journal) -> Arc<Context> {
 fn wait_for_volume_key(
     options: &MountOptions,
     volume: &Volume,
+    trail: &Trail,
     reached: &mut impl FnMut(Stage),
 ) -> Result<(Arc<dyn Kms>, Secret32), Failure> {
     let begin = Instant::now();
     let mut pauses = Backoff::seeded(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
-        let error = match unwrap_volume_key(options, volume) {
+        let error = match unwrap_volume_key(options, volume, trail) {
             Ok(unwrapped) => return Ok(unwrapped),
             Err(error) => error,
         };
@@ -288,7 +314,11 @@ fn wait_for_volume_key(
     }
 }
 
-fn unwrap_volume_key(options: &MountOptions, volume: &Volume) -> Result<(Arc<dyn Kms>, Secret32), KmsError> {
+fn unwrap_volume_key(
+    options: &MountOptions,
+    volume: &Volume,
+    trail: &Trail,
+) -> Result<(Arc<dyn Kms>, Secret32), KmsError> {
     let record = volume.record();
     let newest = record.newest();
     let connect = ConnectOptions {
@@ -297,8 +327,9 @@ fn unwrap_volume_key(options: &MountOptions, volume: &Volume) -> Result<(Arc<dyn
     };
     let reference = options.kek.as_deref().unwrap_or(&newest.reference);
     let kms = crate::kms::connect(reference, &connect)?;
-    let volume_key = kms.unwrap(&newest.volume_key, record.id)?.secret;
-    Ok((kms, volume_key))
+    let outcome = kms.unwrap(&newest.volume_key, record.id);
+    trail.unwrapped(&newest.volume_key, &outcome);
+    Ok((kms, outcome?.secret))
 }
 
 fn answer(command: Command, fs: &Fs, keeper: &Keeper, status: impl Fn(&Fs, &Keeper) -> Status) -> Reply {
@@ -319,18 +350,28 @@ fn answer(command: Command, fs: &Fs, keeper: &Keeper, status: impl Fn(&Fs, &Keep
     }
 }
 
-fn tell(event: Event) {
-    match event {
+/// What the keeper's events are told to: the log of the process, and the audit log where nobody else does.
+fn tell(recorder: audit::Recorder) -> impl Fn(Event) + Send {
+    move |event| match event {
         Event::Probed { outcome: Ok(()), took } => tracing::debug!("the KMS granted the key within {took:?}"),
         Event::Probed { outcome: Err(error), took } => {
             tracing::warn!("the KMS did not grant the key ({took:?}): {error}")
         }
         Event::Locking(reason) => tracing::warn!("locking: {reason:?}"),
         Event::Locked(reason) => tracing::warn!("locked: {reason:?}"),
-        Event::Restricted(what) => tracing::warn!("the key is revoked: {what:?}"),
-        Event::Released => tracing::warn!("the key is granted again: everything is allowed"),
+        Event::Restricted(what) => {
+            tracing::warn!("the key is revoked: {what:?}");
+            recorder.record(audit::Event::Restricted { to: what.name() });
+        }
+        Event::Released => {
+            tracing::warn!("the key is granted again: everything is allowed");
+            recorder.record(audit::Event::Released);
+        }
         Event::Unlocked => tracing::warn!("unlocked"),
-        Event::UnlockFailed(why) => tracing::error!("the KMS grants the key, but the volume stays locked: {why}"),
+        Event::UnlockFailed(why) => {
+            tracing::error!("the KMS grants the key, but the volume stays locked: {why}");
+            recorder.record(audit::Event::UnlockFailed { reason: audit::clean(&why) });
+        }
     }
 }
 

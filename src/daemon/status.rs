@@ -53,6 +53,8 @@ pub struct Status {
     pub uncommitted_at_lock: u64,
     /// Calls to the KMS and what came of them.
     pub kms: serde_json::Value,
+    /// The audit log of this mount; `null` if there is none, because nothing can be written to the volume.
+    pub audit: Option<crate::audit::Status>,
 }
 
 impl Status {
@@ -73,7 +75,7 @@ impl Status {
         let stats: LeaseStats = fs.leases().stats();
         Self {
             state: state.to_owned(),
-            reason: reason.map(|reason| name(reason).to_owned()),
+            reason: reason.map(|reason| reason_name(reason).to_owned()),
             since_s: ago(lease.since),
             kek: fs.volume().record().newest().volume_key.kek.to_string(),
             revalidate_s: policy.revalidate().as_secs_f64(),
@@ -94,12 +96,13 @@ impl Status {
             damaged: fs.counters.damaged.load(Relaxed),
             uncommitted_at_lock: fs.counters.lost.load(Relaxed),
             kms: serde_json::to_value(stats).unwrap_or_default(),
+            audit: fs.leases().recorder().status(),
         }
     }
 }
 
 /// The word for a reason.
-fn name(reason: LockReason) -> &'static str {
+pub(super) fn reason_name(reason: LockReason) -> &'static str {
     match reason {
         LockReason::Revoked => "revoked",
         LockReason::Unreachable => "unreachable",

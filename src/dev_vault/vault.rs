@@ -3,7 +3,7 @@
 use super::api::Api;
 use super::authority::{self, Endpoint};
 use super::call::{Call, Operation};
-use super::calls::{CHALLENGE, Calls, TOKEN};
+use super::calls::{CHALLENGE, Calls, Entry, TOKEN};
 use super::faults::{Fault, Faults};
 use super::identity::{Identity, random_guid};
 use super::keyring::Keyring;
@@ -12,7 +12,7 @@ use super::refusal::{Caller, Refusal};
 use super::reply::Reply;
 use super::token::Tokens;
 use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, HeaderValue};
+use hyper::header::{AUTHORIZATION, HeaderValue, USER_AGENT};
 use hyper::{HeaderMap, Method, StatusCode, Uri};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -70,9 +70,21 @@ impl Vault {
             return self.respond_as_authority(&endpoint, &request.body).await;
         }
         let client_request_id = request.headers.get("x-ms-client-request-id").cloned();
+        let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
+        let client = request.headers.get(USER_AGENT).and_then(text);
+        let operation = Call::parse(&request.method, request.uri.path()).ok().map(|call| call.operation.name());
         let peer = request.peer;
         match self.clone().respond_as_vault(request).await {
-            Outcome::Answer(reply) => self.send(reply, client_request_id.as_ref(), peer),
+            Outcome::Answer(reply) => {
+                let entry = Entry {
+                    operation,
+                    status: reply.status().as_u16(),
+                    request_id: random_guid().unwrap_or_default(),
+                    client_request_id: client_request_id.as_ref().and_then(text),
+                    client,
+                };
+                self.send(reply, entry, client_request_id.as_ref(), peer)
+            }
             other => other,
         }
     }
@@ -169,9 +181,9 @@ impl Vault {
         format!(r#"Bearer authorization="{authority}/{}", resource="{authority}""#, self.identity.tenant_id)
     }
 
-    fn send(&self, reply: Reply, client_request_id: Option<&HeaderValue>, peer: IpAddr) -> Outcome {
-        self.calls.answered(reply.status());
-        let request_id = random_guid().unwrap_or_default();
+    fn send(&self, reply: Reply, entry: Entry, client_request_id: Option<&HeaderValue>, peer: IpAddr) -> Outcome {
+        let request_id = entry.request_id.clone();
+        self.calls.answered(reply.status(), entry);
         let family = if peer.is_ipv4() { "Ipv4" } else { "Ipv6" };
         let network = format!("conn_type={family};addr={peer};act_addr_fam=InterNetwork;");
         Outcome::Answer(reply.service_headers(&request_id, client_request_id, &network))

@@ -3,6 +3,7 @@
 use super::error::Need;
 use super::keyring::Unlocked;
 use super::*;
+use crate::audit::Event;
 use crate::crypto::derive::Dek;
 use crate::file::{self, Damage, Found, Keys, Unverified};
 use crate::format::header::Header;
@@ -161,7 +162,17 @@ impl Fs {
     }
 
     fn damaged_file(&self, ino: u64, damage: &Damage) -> Error {
-        self.found_damage(|| format!("file {ino}: {damage}"));
+        let file = self.open_file(ino).map(|file| file.header().file);
+        match (damage, file) {
+            (Damage::Chunk(chunk), Some(file)) => {
+                self.counters.damaged.fetch_add(1, Relaxed);
+                tracing::warn!("damage: file {ino}: {damage}");
+                let event = Event::FailedDecryption { file: file.to_string(), chunk: chunk.0 };
+                self.leases.recorder().record(event);
+            }
+            (damage, Some(file)) => self.found_damage(|| format!("file {file}, inode {ino}: {damage}")),
+            (damage, None) => self.found_damage(|| format!("inode {ino}: {damage}")),
+        }
         Error::Damaged
     }
 

@@ -2,6 +2,7 @@
 
 use super::error::{Error, Result};
 use super::{Entered, Fs};
+use crate::audit::Event;
 use crate::crypto::names::{self, NAME_MAX, SideEntry, StoredName};
 use crate::store::{DirEntry, StoreDir};
 use crate::units::DirId;
@@ -150,7 +151,9 @@ impl Fs {
     /// Notes damage: counted, and logged without names.
     pub(super) fn found_damage(&self, what: impl FnOnce() -> String) {
         self.counters.damaged.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        tracing::warn!("damage: {}", what());
+        let what = what();
+        tracing::warn!("damage: {what}");
+        self.leases.recorder().record(Event::Damage { what: crate::audit::clean(&what) });
     }
 }
 

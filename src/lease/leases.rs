@@ -2,10 +2,12 @@
 //! all. Depends on the KMS seam. Lock duty: `state` is never held during a call to the KMS; a flight's own lock
 //! is never taken while `state` is held by the same thread, nor the other way round.
 
+mod notes;
+
 use super::BootTime;
 use super::breaker::Breaker;
 use super::budget::Budget;
-use crate::audit::{self, Call as Ids, Recorder};
+use crate::audit::Recorder;
 use crate::crypto::Secret32;
 use crate::kms::{Kms, KmsError, KmsErrorKind, Unwrapped, Wrapped};
 use crate::units::VolumeId;
@@ -18,6 +20,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use notes::Held;
+
 /// How much longer than the call itself somebody waits who joined it.
 const WAITERS_SLACK: Duration = Duration::from_millis(500);
 /// The longest that somebody waits for the turn of a call, when the volume's budget is used up.
@@ -26,8 +30,6 @@ const LONGEST_TURN: Duration = Duration::from_secs(5);
 pub const KMS_RATE: u32 = 20;
 /// Of so many calls the latencies are remembered.
 const LATENCIES: usize = 256;
-/// So many ended leases go into one line of the audit log.
-const SERVED_TOLD: usize = 64;
 
 /// Why there is no lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,27 +110,6 @@ struct State {
     /// In microseconds, the newest last.
     latencies: VecDeque<u64>,
     stats: LeaseStats,
-}
-
-/// A secret in memory.
-struct Held {
-    secret: Arc<Secret32>,
-    /// How many times it was asked for.
-    served: u64,
-    /// What the audit log calls it, if the KMS unwrapped it.
-    digest: Option<Box<str>>,
-}
-
-impl Held {
-    fn serve(&mut self) -> Arc<Secret32> {
-        self.served += 1;
-        Arc::clone(&self.secret)
-    }
-
-    /// For the audit log, at its end: what it is called there, and how many times it served.
-    fn served(self) -> Option<(String, u64)> {
-        Some((self.digest?.into(), self.served))
-    }
 }
 
 /// BLAKE3 of the volume, the KEK with its version, the algorithm and the wrapped bytes.
@@ -248,7 +229,7 @@ impl Leases {
             return Err(LeaseError::Locked);
         }
         let secret = Arc::new(secret);
-        let held = Held { secret: Arc::clone(&secret), served: 0, digest: None };
+        let held = Held::new(&secret, None);
         let evicted = state.held.push(key, held);
         drop(state);
         self.note_end("evicted", evicted.into_iter().map(|(_, held)| held));
@@ -261,10 +242,7 @@ impl Leases {
     /// What the KMS said.
     pub fn probe(&self, wrapped: &Wrapped) -> Result<Secret32, KmsError> {
         let outcome = self.call(wrapped);
-        self.recorder.record(match &outcome {
-            Ok(unwrapped) => audit::Event::Probe { call: Ids::from(&unwrapped.ids) },
-            Err(error) => audit::Event::denied("volume-key", wrapped, error),
-        });
+        self.note_probe(wrapped, &outcome);
         outcome.map(|unwrapped| unwrapped.secret)
     }
 
@@ -322,7 +300,7 @@ impl Leases {
             let held = std::mem::replace(&mut state.held, LruCache::new(capacity));
             (std::mem::take(&mut state.flights), held)
         };
-        self.note_end("locked", held.into_iter().map(|(_, held)| held));
+        self.note_end("wiped", held.into_iter().map(|(_, held)| held));
         for flight in flights.values() {
             flight.land(Err(LeaseError::Locked));
         }
@@ -389,27 +367,6 @@ impl Leases {
         outcome
     }
 
-    fn note_unwrap(&self, wrapped: &Wrapped, outcome: &Result<Unwrapped, KmsError>, took: Duration) {
-        let envelope = audit::envelope_digest(wrapped);
-        self.recorder.record(match outcome {
-            Ok(unwrapped) => audit::Event::Unwrap {
-                envelope,
-                kek: audit::clean(&wrapped.kek.0),
-                took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-                call: Ids::from(&unwrapped.ids),
-            },
-            Err(error) => audit::Event::denied(format!("envelope {envelope}"), wrapped, error),
-        });
-    }
-
-    /// Notes how many times each secret served that the KMS had unwrapped, and drops the secrets.
-    fn note_end(&self, why: &'static str, ended: impl Iterator<Item = Held>) {
-        let served: Vec<_> = ended.filter_map(Held::served).collect();
-        for served in served.chunks(SERVED_TOLD) {
-            self.recorder.record(audit::Event::LeasesEnded { why, served: served.to_vec() });
-        }
-    }
-
     fn key(&self, wrapped: &Wrapped) -> LeaseKey {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.volume.0).update(&[wrapped.algorithm as u8]);
@@ -464,8 +421,7 @@ impl Landing<'_> {
             }
             state.flights.remove(&self.key);
             outcome.map(Arc::new).map_err(LeaseError::Kms).inspect(|secret| {
-                let digest = wrapped.map(|wrapped| audit::envelope_digest(wrapped).into());
-                let held = Held { secret: Arc::clone(secret), served: 0, digest };
+                let held = Held::new(secret, wrapped);
                 evicted = state.held.push(self.key, held);
             })
         };

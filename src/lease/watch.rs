@@ -58,6 +58,17 @@ pub enum OnRevoked {
     PreventNew,
 }
 
+impl OnRevoked {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lock => "lock",
+            Self::ReadOnly => "read-only",
+            Self::PreventNew => "prevent-new",
+        }
+    }
+}
+
 impl std::str::FromStr for OnRevoked {
     type Err = String;
 
@@ -102,6 +113,11 @@ impl Policy {
     /// For how long a KMS that does not answer changes nothing.
     pub fn offline_grace(&self) -> Duration {
         self.offline_grace
+    }
+
+    /// For how long a lock waits for what was written to be stored.
+    pub fn drain(&self) -> Duration {
+        self.drain
     }
 
     fn retry(&self) -> Duration {

@@ -1,5 +1,6 @@
 //! Volumes as programs meet them: the real program, the real kernel. Needs root and `/dev/fuse`, and fails without.
 
+mod audit;
 mod basics;
 mod command_line;
 mod data;

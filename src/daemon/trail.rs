@@ -1,0 +1,111 @@
+//! What a mount says in the audit log of its volume. Whatever is wrong with the log, the mount goes on without it.
+
+use super::MountOptions;
+use crate::audit::{Audit, Call, Event, Recorder, Settings, clean};
+use crate::crypto::Secret32;
+use crate::fs::Fs;
+use crate::fs::volume::Volume;
+use crate::kms::{KmsError, Unwrapped, Wrapped};
+use parking_lot::Mutex;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// The log of one mount, from before the KMS is asked until everything is stored.
+pub struct Trail {
+    audit: Option<Audit>,
+    after_crash: bool,
+    /// The call that unwrapped the volume key.
+    call: Mutex<Call>,
+}
+
+impl Trail {
+    /// Opens the log, and notes what was recovered. A mount that shares the volume has a series of its own in it.
+    pub fn open(options: &MountOptions, volume: &Volume, recovery: Option<Event>) -> Self {
+        let audit = Audit::open(volume.path(), volume.record().id, options.flags.read_only, options.audit)
+            .inspect_err(|error| tracing::warn!("there is no audit log of this mount: {error}"))
+            .ok();
+        let trail = Self { audit, after_crash: recovery.is_some(), call: Mutex::default() };
+        if let Some(recovery) = recovery {
+            trail.recorder().record(recovery);
+        }
+        trail
+    }
+
+    /// What others say things with.
+    pub fn recorder(&self) -> Recorder {
+        self.audit.as_ref().map_or_else(Recorder::none, |audit| audit.recorder().clone())
+    }
+
+    /// The KMS was asked for the volume key.
+    pub fn unwrapped(&self, wrapped: &Wrapped, outcome: &Result<Unwrapped, KmsError>) {
+        match outcome {
+            Ok(unwrapped) => *self.call.lock() = Call::from(&unwrapped.ids),
+            Err(error) => self.recorder().record(Event::denied("volume-key at mount", wrapped, error)),
+        }
+    }
+
+    /// The record has a new version of the KEK.
+    pub fn rotated(&self, volume: &Volume) {
+        self.recorder().record(Event::KekVersion { kek: clean(&volume.record().newest().volume_key.kek.0) });
+    }
+
+    /// The mount answers. From here on the log is authenticated, with this key.
+    pub fn mounted(&self, options: &MountOptions, mountpoint: &Path, fs: &Fs, key: Secret32) {
+        let Some(audit) = &self.audit else { return };
+        let (recorder, record) = (audit.recorder(), fs.volume().record());
+        let now = settings(options);
+        recorder.record(Event::Mount {
+            volume: record.id.to_string(),
+            kek: clean(&record.newest().volume_key.kek.0),
+            mountpoint: clean(&mountpoint.to_string_lossy()),
+            host: clean(&rustix::system::uname().nodename().to_string_lossy()),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            after_crash: self.after_crash,
+            settings: now.clone(),
+            call: self.call.lock().clone(),
+        });
+        if let Some(before) = audit.found.settings.clone().filter(|before| *before != now) {
+            recorder.record(Event::ConfigurationChange { before, now });
+        }
+        recorder.unlock(key);
+    }
+
+    /// Everything that can be stored is.
+    pub fn unmounted(&self, fs: &Fs, locked: bool) {
+        self.recorder().record(Event::Unmount {
+            locked,
+            files_lost: fs.waiting_files(),
+            bytes_read: fs.counters.read.load(Relaxed),
+            bytes_written: fs.counters.written.load(Relaxed),
+        });
+    }
+}
+
+/// What of the options matters for who can read the volume, and for how long.
+fn settings(options: &MountOptions) -> Settings {
+    let duration = |duration: Duration| humantime::format_duration(duration).to_string();
+    let (policy, flags) = (&options.policy, &options.flags);
+    let set = [
+        (flags.read_only, "ro"),
+        (flags.allow_other, "allow_other"),
+        (flags.dev, "dev"),
+        (flags.suid, "suid"),
+        (flags.direct_io, "direct_io"),
+    ];
+    let set: Vec<_> = set.into_iter().filter_map(|(is_set, name)| is_set.then_some(name)).collect();
+    let keep = options.audit.keep.map_or_else(|| "all".to_owned(), |files| files.to_string());
+    let values = [
+        ("revalidate", duration(policy.revalidate())),
+        ("offline_grace", duration(policy.offline_grace())),
+        ("drain", duration(policy.drain())),
+        ("on_revoked", policy.when_revoked().name().to_owned()),
+        ("kms_rate", options.kms_rate.to_string()),
+        ("options", set.join(",")),
+        ("kek", options.kek.as_deref().map(clean).unwrap_or_default()),
+        ("volume_id", options.volume_id.map(|id| id.to_string()).unwrap_or_default()),
+        ("audit_keep", keep),
+    ];
+    Settings { values: values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }
+}
