@@ -182,6 +182,12 @@ pub enum KmsErrorKind {
 /// The [`KmsError::code`] of a key whose owner does not let it unwrap. To a lease it is a refusal.
 pub const OPERATION_FORBIDDEN: &str = "KeyOperationForbidden";
 
+/// The [`KmsError::code`] of a key that wraps nothing more, because its time is over.
+pub const KEY_EXPIRED: &str = "KeyExpired";
+
+/// The [`KmsError::code`] of a key whose time has not begun.
+pub const KEY_NOT_YET_VALID: &str = "KeyNotYetValid";
+
 impl KmsErrorKind {
     /// The kind's name in logs and in JSON.
     pub fn name(self) -> &'static str {

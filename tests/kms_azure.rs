@@ -437,20 +437,59 @@ fn key_test_has_an_exit_code_for_each_way_to_fail() {
         (output.status.code().expect("an exit code"), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     assert_eq!(test(&reference).0, 0);
-    let cases: [(&[&str], &[&str], i32); 5] = [
-        (&["key", "disable", KEY], &["key", "enable", KEY], 6),
-        (&["key", "delete", KEY], &["key", "recover", KEY], 6),
-        (&["fault", "forbid-role"], &["fault", "none"], 6),
-        (&["fault", "throttle", "--retry-after", "60s"], &["fault", "none"], 7),
-        (&["key", "expire", KEY], &["key", "enable", KEY], 12),
+    let cases: [(&[&str], &[&str], i32, &str, &str); 14] = [
+        (&["key", "disable", KEY], &["key", "enable", KEY], 6, "disabled", "enable it"),
+        (&["key", "delete", KEY], &["key", "recover", KEY], 6, "missing", "bring it back"),
+        (&["fault", "forbid-role"], &["fault", "none"], 6, "role", "grant the identity the role"),
+        (&["fault", "forbid-policy"], &["fault", "none"], 6, "access-policy", "az keyvault set-policy"),
+        (&["fault", "forbid-firewall"], &["fault", "none"], 6, "firewall", "network-rule add"),
+        (&["fault", "throttle", "--retry-after", "60s"], &["fault", "none"], 7, "throttled", "key test"),
+        (&["fault", "error"], &["fault", "none"], 7, "unreachable", "key test"),
+        (&["fault", "reset"], &["fault", "none"], 7, "unreachable", "key test"),
+        (&["fault", "hang"], &["fault", "none"], 7, "unreachable", "key test"),
+        (&["key", "expire", KEY], &["key", "expire", KEY, "--never"], 12, "expired", "add a version"),
+        (
+            &["key", "create", "wraps", "--ops", "wrapKey"],
+            &["fault", "none"],
+            12,
+            "wrong-operation",
+            "permit the operations",
+        ),
+        (&["key", "create", "other"], &["fault", "none"], 0, "", ""),
+        (&["fault", "latency=300ms"], &["fault", "none"], 0, "", ""),
+        (&["key", "expire", KEY, "--in", "1h"], &["key", "expire", KEY, "--never"], 0, "", ""),
     ];
-    for (set, unset, code) in cases {
+    for (set, unset, code, cause, hint) in cases {
         vault.ok(set);
+        let reference = reference.replace(KEY, if set[1] == "create" { set[2] } else { KEY });
         let (exit, stderr) = test(&reference);
         assert_eq!(exit, code, "{set:?}: {stderr}");
-        assert!(stderr.starts_with("error: "), "{stderr}");
+        let report: Value = serde_json::from_slice(&vault.key(&["test", "--json", &reference]).stdout).expect("JSON");
+        if code == 0 {
+            assert_eq!(report["ok"], true, "{report}");
+        } else {
+            assert!(stderr.starts_with("error: ") && stderr.contains(hint), "{set:?}: {stderr}");
+            assert_eq!((&report["cause"], &report["exit"]), (&cause.into(), &code.into()), "{report}");
+            assert!(report["hint"].as_str().is_some_and(|said| said.contains(hint)), "{report}");
+        }
         vault.ok(unset);
     }
+    // Nobody listens there, nobody has that name, and nobody there is to be trusted.
+    let elsewhere = |reference: &str, variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kmsfs"));
+        command.envs(&vault.variables).envs(variables.iter().copied()).args(["key", "test", "--json", reference]);
+        let report: Value = serde_json::from_slice(&command.output().expect("it runs").stdout).expect("JSON");
+        (report["cause"].clone(), report["exit"].clone(), report["message"].as_str().expect("a message").to_owned())
+    };
+    for (what, (cause, exit, message)) in [
+        ("connection refused", elsewhere(&format!("https://v.localhost:1/keys/{KEY}"), &[])),
+        ("certificate is not trusted", elsewhere(&reference, &[("KMSFS_CA_FILE", "")])),
+    ] {
+        assert_eq!((&cause, &exit), (&"unreachable".into(), &7.into()), "{message}");
+        assert!(message.contains(what), "{message}");
+    }
+    let (cause, exit, message) = elsewhere(&reference, &[("AZURE_CLIENT_SECRET", "wrong")]);
+    assert_eq!((cause, exit), ("credentials".into(), 8.into()), "{message}");
     assert_eq!(test("https://devvault.localhost/keys/").0, 12);
     assert_eq!(test("arn:aws:kms:eu-west-1:1:key/2").0, 12);
     assert_eq!(test("file:/nonexistent/key").0, 6);
@@ -463,10 +502,13 @@ fn key_test_prints_json_for_programs() {
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!((&report["ok"], &report["enabled"], &report["kind"]), (&true.into(), &true.into(), &"RSA 2048".into()));
     assert_eq!(report["wrapped_bytes"], 256);
+    assert_eq!((&report["soft_delete"], &report["purge_protection"]), (&true.into(), &false.into()));
+    assert!(report["clock_ahead_s"].as_f64().expect("a number").abs() < 10.0, "{report}");
+    assert!(report["unwrap_us"].as_u64().expect("a number") > 0 && report["client_request_id"].is_string());
     vault.ok(&["key", "disable", KEY]);
     let output = vault.key(&["test", "--json", &vault.reference()]);
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!((&report["ok"], &report["kind"], &report["exit"]), (&false.into(), &"refused".into(), &6.into()));
+    assert_eq!((&report["ok"], &report["error_kind"], &report["exit"]), (&false.into(), &"refused".into(), &6.into()));
     assert_eq!(report["code"], "KeyDisabled");
 }
 

@@ -72,7 +72,10 @@ impl Head {
             return Err(format!("line {} follows line {}", line.seq, self.seq));
         }
         if line.prev != self.hash {
-            return Err(format!("line {} does not carry the hash of the line before", line.seq));
+            return Err(format!(
+                "line {} does not carry the hash of line {}: one of the two was changed",
+                line.seq, self.seq
+            ));
         }
         Ok(Self { seq: line.seq, hash: line.hash })
     }
@@ -89,7 +92,7 @@ impl Read {
         }
         let value: Value = serde_json::from_slice(bytes).map_err(|_| "a line is not JSON")?;
         let text = |name: &str| value[name].as_str().map(str::to_owned).ok_or_else(|| format!("a line has no {name}"));
-        let seq = value["seq"].as_u64().ok_or("a line has no seq")?;
+        let seq = value["seq"].as_u64().filter(|seq| *seq > 0).ok_or("a line has no seq")?;
         let (time, event, prev) = (text("time")?, text("event")?, text("prev")?);
         let prev = data_encoding::HEXLOWER.decode(prev.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
         let prev = prev.ok_or("a line has no hash of the line before")?;

@@ -86,7 +86,7 @@ fn the_life_of_a_volume_is_in_its_log_and_nothing_of_it_can_be_changed_unnoticed
     changed[cut + 40] ^= 1;
     fs::write(log_file(&volume), &changed).unwrap();
     let ended = verify(&volume, &[]);
-    assert!(ended.code == 3 && ended.stderr.contains("main.00000001.jsonl, line 2"), "{ended:?}");
+    assert!(ended.code == 3 && ended.stderr.contains("main.00000001.jsonl, line 3"), "{ended:?}");
     fs::write(log_file(&volume), &whole).unwrap();
 }
 
@@ -127,6 +127,7 @@ fn damage_is_noted_by_file_id_and_a_thousand_times_of_it_is_a_count() {
         failures += u32::from(number(file.read_exact_at(&mut buffer, 0)) == libc::EIO);
     }
     assert_eq!(failures, 1000);
+    drop(file);
     let volume = mount.unmount();
     let all = lines(&volume);
     let found: Vec<_> = all.iter().filter(|line| line["event"] == "failed-decryption").collect();
@@ -217,7 +218,7 @@ fn an_unwrap_in_the_log_is_the_one_in_the_vaults_own_log() {
         };
         let found = theirs.iter().find(same).unwrap_or_else(|| panic!("{ours} is not in the vault's log"));
         let expected = if event == "lease-denied" { 403 } else { 200 };
-        assert_eq!((&found["operation"], &found["status"]), (&"unwrapKey".into(), &expected.into()), "{ours}");
+        assert_eq!((&found["operation"], &found["status"]), (&"unwrapkey".into(), &expected.into()), "{ours}");
         let id = volume.ok(&["info", "--json", &text(volume.path())]);
         let id: Value = serde_json::from_str(&id).unwrap();
         assert!(found["client"].as_str().unwrap().contains(id["volume_id"].as_str().unwrap()), "{found}");

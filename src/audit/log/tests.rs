@@ -130,7 +130,8 @@ fn a_byte_that_is_changed_anywhere_is_found() {
         let noted = verify(&*store.root(), VOLUME, Some(&key()), Some(&head.hash)).unwrap().remove(0);
         if at < last - 1 {
             let broken = noted.broken.unwrap_or_else(|| panic!("byte {at} was changed, and nobody noticed"));
-            assert!(broken.offset <= at as u64 + 1, "byte {at}: {broken:?}");
+            let line = bytes[..at].iter().filter(|byte| **byte == b'\n').count() as u64 + 1;
+            assert!((line..=line + 1).contains(&broken.line), "byte {at} in line {line}: {broken:?}");
         } else {
             // The last line is vouched for by no other one, but it is not the one that was noted.
             assert_eq!(noted.noted_at, None, "byte {at}: the noted head is there");

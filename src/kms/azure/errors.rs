@@ -1,7 +1,7 @@
 //! One table: what Key Vault, the identity provider or the network says, and what it amounts to. No I/O.
 //! Invariant: only an answer of the vault itself is a refusal. Silence in all its forms is `Unreachable`.
 
-use crate::kms::{AzureKek, KmsError, KmsErrorKind, OPERATION_FORBIDDEN, THROTTLED};
+use crate::kms::{AzureKek, KEY_EXPIRED, KEY_NOT_YET_VALID, KmsError, KmsErrorKind, OPERATION_FORBIDDEN, THROTTLED};
 use azure_core::error::ErrorKind;
 use azure_core::http::RawResponse;
 use azure_core::http::headers::{HeaderName, Headers};
@@ -81,7 +81,7 @@ fn status_error(status: u16, body: &[u8], asked: Asked, kek: &AzureKek) -> KmsEr
             let hint = operation_forbidden(kek, "").hint.unwrap_or_default();
             error(forbidden, &format!("{kek} may not be used like this")).hint(hint)
         }
-        (403, Some("KeyExpired" | "KeyNotYetValid")) => {
+        (403, Some(KEY_EXPIRED | KEY_NOT_YET_VALID)) => {
             error(forbidden, &format!("{kek} is not valid now")).hint(format!("add a version: {}", az(kek, "rotate")))
         }
         (403, inner) => {

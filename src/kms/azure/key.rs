@@ -4,7 +4,7 @@
 
 use super::errors;
 use crate::crypto::Secret32;
-use crate::kms::{AzureKek, Facts, KekId, KmsError, KmsErrorKind, MAX_WRAPPED_LEN};
+use crate::kms::{AzureKek, Facts, KEY_EXPIRED, KEY_NOT_YET_VALID, KekId, KmsError, KmsErrorKind, MAX_WRAPPED_LEN};
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey, PublicKeyComponents};
 use data_encoding::BASE64URL_NOPAD;
 use serde::Deserialize;
@@ -114,11 +114,14 @@ impl VaultKey {
             return Err(errors::key_disabled(configured, kek.version.as_deref()));
         }
         if facts.expires.is_some_and(|expires| expires <= now) {
-            return Err(misconfigured(format!("{id} has expired: it still unwraps, and wraps nothing more"))
+            let expired = misconfigured(format!("{id} has expired: it still unwraps, and wraps nothing more"));
+            return Err(KmsError { code: Some(KEY_EXPIRED.to_owned()), ..expired }
                 .hint(format!("add a version: {}", errors::az(configured, "rotate"))));
         }
         if facts.not_before.is_some_and(|begin| begin > now) {
-            return Err(misconfigured(format!("{id} is not valid yet")).hint("pin a version that is, with /VERSION"));
+            let early = misconfigured(format!("{id} is not valid yet"));
+            return Err(KmsError { code: Some(KEY_NOT_YET_VALID.to_owned()), ..early }
+                .hint("pin a version that is, with /VERSION"));
         }
         if !matches!(self.key.kty.as_str(), "RSA" | "RSA-HSM") {
             return Err(misconfigured(format!("{id} is of type {}, and only RSA keys can be used", self.key.kty))
