@@ -272,8 +272,8 @@ fn recover(options: &MountOptions, volume: &Volume) -> Result<(Journal, Option<a
     }
     let happened = found.crashed || !found.damaged_at.is_empty();
     let recovery = happened.then(|| audit::Event::Recovery {
-        updates: found.updates as u64,
-        files: found.files as u64,
+        updates: found.updates,
+        files: found.files,
         damaged_at: found.damaged_at.iter().map(ToString::to_string).collect(),
     });
     Ok((journal, recovery))

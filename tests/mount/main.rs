@@ -12,6 +12,7 @@ mod memory;
 mod names;
 mod permissions;
 mod programs;
+mod proof;
 mod recovery;
 mod remount;
 mod revocation;

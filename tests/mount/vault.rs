@@ -23,6 +23,11 @@ impl Vault {
         vault
     }
 
+    /// Its directory.
+    pub fn state(&self) -> &std::path::Path {
+        &self.state
+    }
+
     /// Runs `kmsfs dev-vault` with these arguments.
     pub fn run(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kmsfs"));
