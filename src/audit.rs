@@ -29,12 +29,14 @@ use crate::units::VolumeId;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The log's directory in a volume.
 pub const DIRECTORY: &str = "audit";
 /// For how long the end of a mount waits for its last lines.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For how long a mount waits for a command that writes to the main series.
+const COMMANDS: Duration = Duration::from_secs(2);
 
 /// The log of a mount. Dropping it writes what is left, and a last checkpoint if the volume is unlocked.
 pub struct Audit {
@@ -52,9 +54,25 @@ impl Audit {
     /// `WouldBlock` if another process writes it; the system's.
     pub fn open(volume: &Path, id: VolumeId, shared: bool, limits: Limits) -> io::Result<Self> {
         let path = volume.join(DIRECTORY);
-        let claim = Claim::take(&path, shared)?;
+        let claim = Self::claim(&path, shared)?;
         let (log, found) = Log::open(directory(volume)?, id, &claim.series, limits)?;
         Self::start(log, found, Some(claim))
+    }
+
+    /// A command that has one thing to say is waited for. Should something else keep the main series, another one will do.
+    fn claim(path: &Path, shared: bool) -> io::Result<Claim> {
+        let until = Instant::now() + COMMANDS;
+        loop {
+            match Claim::take(path, shared) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !shared => {
+                    if Instant::now() >= until {
+                        return Claim::take(path, true);
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                other => return other,
+            }
+        }
     }
 
     fn start(log: Log, mut found: Found, claim: Option<Claim>) -> io::Result<Self> {

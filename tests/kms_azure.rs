@@ -428,6 +428,9 @@ fn a_disabled_key_locks_within_revalidate_and_five_seconds_and_an_enabled_one_un
     assert_eq!(*volume.0.lock().expect("no panic"), [LockReason::Revoked, LockReason::Operator]);
 }
 
+/// What is done to the key, what undoes it, the exit code, the cause, and what the hint says.
+type Case<'a> = (&'a [&'a str], &'a [&'a str], i32, &'a str, &'a str);
+
 #[test]
 fn key_test_has_an_exit_code_for_each_way_to_fail() {
     let vault = Vault::start();
@@ -437,7 +440,7 @@ fn key_test_has_an_exit_code_for_each_way_to_fail() {
         (output.status.code().expect("an exit code"), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     assert_eq!(test(&reference).0, 0);
-    let cases: [(&[&str], &[&str], i32, &str, &str); 14] = [
+    let cases: [Case; 14] = [
         (&["key", "disable", KEY], &["key", "enable", KEY], 6, "disabled", "enable it"),
         (&["key", "delete", KEY], &["key", "recover", KEY], 6, "missing", "bring it back"),
         (&["fault", "forbid-role"], &["fault", "none"], 6, "role", "grant the identity the role"),
@@ -505,6 +508,12 @@ fn key_test_prints_json_for_programs() {
     assert_eq!((&report["soft_delete"], &report["purge_protection"]), (&true.into(), &false.into()));
     assert!(report["clock_ahead_s"].as_f64().expect("a number").abs() < 10.0, "{report}");
     assert!(report["unwrap_us"].as_u64().expect("a number") > 0 && report["client_request_id"].is_string());
+    vault.fault("clock=-10m");
+    let report: Value =
+        serde_json::from_slice(&vault.key(&["test", "--json", &vault.reference()]).stdout).expect("JSON");
+    let ahead = report["clock_ahead_s"].as_f64().expect("a number");
+    assert!((590.0..620.0).contains(&ahead) && report["warnings"].to_string().contains("ahead of"), "{report}");
+    vault.fault("none");
     vault.ok(&["key", "disable", KEY]);
     let output = vault.key(&["test", "--json", &vault.reference()]);
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");

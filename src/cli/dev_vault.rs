@@ -152,7 +152,8 @@ pub struct VersionArguments {
 /// `fault`.
 #[derive(Args)]
 pub struct FaultArguments {
-    /// none, forbid-role, forbid-policy, forbid-firewall, throttle, error, hang, reset, or latency=DURATION
+    /// none, forbid-role, forbid-policy, forbid-firewall, throttle, error, hang, reset, latency=DURATION, or
+    /// clock=DURATION: the vault's clock is ahead by so much, or behind with clock=-DURATION
     #[arg(value_name = "FAULT")]
     kind: FaultKind,
     #[command(flatten)]
@@ -185,6 +186,7 @@ enum FaultKind {
     Hang,
     Reset,
     Latency(Duration),
+    Clock(i64),
 }
 
 impl FromStr for FaultKind {
@@ -200,11 +202,18 @@ impl FromStr for FaultKind {
             "error" => Ok(Self::Error),
             "hang" => Ok(Self::Hang),
             "reset" => Ok(Self::Reset),
+            _ if text.starts_with("clock=") => {
+                let apart = text.trim_start_matches("clock=");
+                let (sign, apart) = apart.strip_prefix('-').map_or((1, apart), |behind| (-1, behind));
+                let apart = humantime::parse_duration(apart).map_err(|error| format!("{error}; for instance clock=-10m"))?;
+                let seconds = i64::try_from(apart.as_secs()).map_err(|_| "that is too long".to_owned())?;
+                Ok(Self::Clock(sign * seconds))
+            }
             _ => match text.strip_prefix("latency=").map(humantime::parse_duration) {
                 Some(Ok(latency)) => Ok(Self::Latency(latency)),
                 Some(Err(error)) => Err(format!("{error}; for instance latency=200ms")),
                 None => Err(
-                    "it is one of none, forbid-role, forbid-policy, forbid-firewall, throttle, error, hang, reset, latency=DURATION"
+                    "it is one of none, forbid-role, forbid-policy, forbid-firewall, throttle, error, hang, reset, latency=DURATION, clock=DURATION"
                         .into(),
                 ),
             },
@@ -345,6 +354,10 @@ fn fault(arguments: &FaultArguments) -> Result<(), Failure> {
         FaultKind::Hang => Fault::Hang,
         FaultKind::Reset => Fault::Reset,
         FaultKind::Latency(latency) => Fault::Latency(latency),
+        FaultKind::Clock(_) if key.is_some() || count.is_some() || *also_tokens => {
+            return usage("clock is for the whole vault: without --key, --count and --also-tokens");
+        }
+        FaultKind::Clock(ahead) => Fault::Clock { ahead },
     };
     let rule = Rule { fault, remaining: *count, also_tokens: *also_tokens };
     state.ask(&Command::SetFault { key: key.clone(), rule }).map(drop)

@@ -78,7 +78,8 @@ pub fn fault_reply(fault: Fault) -> Option<Reply> {
         | Fault::ForbidFirewall
         | Fault::Hang
         | Fault::Reset
-        | Fault::Latency(_) => None,
+        | Fault::Latency(_)
+        | Fault::Clock { .. } => None,
     }
 }
 

@@ -36,12 +36,22 @@ pub enum Fault {
     Reset,
     /// The answer is late by so much.
     Latency(Duration),
+    /// The vault's clock is ahead by so many seconds; behind, if negative. Requests are answered as they would be.
+    Clock {
+        /// Seconds.
+        ahead: i64,
+    },
 }
 
 impl Fault {
     /// Whether it comes before anybody looks at the token: the service is not there, so it knows no caller.
     pub fn is_outage(self) -> bool {
-        !matches!(self, Self::ForbidRole | Self::ForbidPolicy | Self::ForbidFirewall | Self::Throttle { .. })
+        !self.is_refusal() && !matches!(self, Self::Clock { .. })
+    }
+
+    /// Whether it comes after the token: the service knows the caller, and says no.
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::ForbidRole | Self::ForbidPolicy | Self::ForbidFirewall | Self::Throttle { .. })
     }
 }
 
@@ -85,6 +95,14 @@ impl Faults {
         match key {
             Some(key) => drop(rules.keys.remove(key)),
             None => *rules = Rules::default(),
+        }
+    }
+
+    /// By how many seconds the vault's clock is ahead.
+    pub fn clock(&self) -> Option<i64> {
+        match self.rules.lock().vault.as_ref()?.fault {
+            Fault::Clock { ahead } => Some(ahead),
+            _ => None,
         }
     }
 

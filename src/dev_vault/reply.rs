@@ -3,9 +3,10 @@
 use super::refusal::Refusal;
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde_json::Value;
+use std::time::{Duration, SystemTime};
 
 /// One reply.
 #[derive(Debug)]
@@ -60,6 +61,17 @@ impl Reply {
         );
         self.set(HeaderName::from_static("x-ms-keyvault-network-info"), network);
         self.set(HeaderName::from_static("x-content-type-options"), "nosniff");
+        self
+    }
+
+    /// With the time of a clock that is so many seconds ahead, if that is said; else the server puts in its own.
+    #[must_use]
+    pub fn clock(mut self, ahead: Option<i64>) -> Self {
+        if let Some(ahead) = ahead {
+            let (now, apart) = (SystemTime::now(), Duration::from_secs(ahead.unsigned_abs()));
+            let time = if ahead < 0 { now.checked_sub(apart) } else { now.checked_add(apart) };
+            self.set(DATE, &httpdate::fmt_http_date(time.unwrap_or(now)));
+        }
         self
     }
 

@@ -125,7 +125,15 @@ impl Vault {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 return Outcome::Answer(Refusal::broken(status).into());
             }
-            Some(Fault::ForbidRole | Fault::ForbidPolicy | Fault::ForbidFirewall | Fault::Throttle { .. }) | None => {}
+            // Those come later, or change nothing here.
+            Some(
+                Fault::ForbidRole
+                | Fault::ForbidPolicy
+                | Fault::ForbidFirewall
+                | Fault::Throttle { .. }
+                | Fault::Clock { .. },
+            )
+            | None => {}
         }
         if let Err(failure) = token {
             let challenge = self.challenge();
@@ -161,7 +169,7 @@ impl Vault {
     fn refused_by_fault(&self, call: &Call, peer: IpAddr) -> Option<Refusal> {
         let Identity { client_id, tenant_id, .. } = &self.identity;
         let caller = Caller { client_id, tenant_id };
-        match self.faults.take(call.key(), |fault| !fault.is_outage())? {
+        match self.faults.take(call.key(), Fault::is_refusal)? {
             Fault::ForbidRole => {
                 let resource = call.key().map_or(String::new(), |key| format!("/keys/{}", key.folded()));
                 let resource = format!(
@@ -172,7 +180,7 @@ impl Vault {
             Fault::ForbidPolicy => Some(Refusal::policy_removed(caller, call.operation.name())),
             Fault::ForbidFirewall => Some(Refusal::firewall(caller, &peer.to_string())),
             Fault::Throttle { retry_after } => Some(Refusal::throttled(retry_after)),
-            Fault::Error { .. } | Fault::Hang | Fault::Reset | Fault::Latency(_) => None,
+            Fault::Error { .. } | Fault::Hang | Fault::Reset | Fault::Latency(_) | Fault::Clock { .. } => None,
         }
     }
 
@@ -186,6 +194,7 @@ impl Vault {
         self.calls.answered(reply.status(), entry);
         let family = if peer.is_ipv4() { "Ipv4" } else { "Ipv6" };
         let network = format!("conn_type={family};addr={peer};act_addr_fam=InterNetwork;");
-        Outcome::Answer(reply.service_headers(&request_id, client_request_id, &network))
+        let reply = reply.service_headers(&request_id, client_request_id, &network);
+        Outcome::Answer(reply.clock(self.faults.clock()))
     }
 }

@@ -22,21 +22,26 @@ fn prove(mount: &Mount, arguments: &[&str]) -> (Ended, Value, String) {
 }
 
 fn assert_proven((ended, report, page): &(Ended, Value, String), mount: &Mount) {
-    let failed: Vec<_> = report["checks"].as_array().unwrap().iter().filter(|check| check["ok"] != true).collect();
+    let failed: Vec<_> =
+        report["checks"].as_array().expect("checks").iter().filter(|check| check["ok"] != true).collect();
     assert!(ended.code == 0 && report["ok"] == true, "{failed:#?} {}", ended.stderr);
     let times = &report["times"];
     let seconds = |name: &str| times[name].as_f64().unwrap_or_else(|| panic!("no {name} in {times}"));
     assert!(seconds("locked_after_s") <= seconds("allowed_s") && seconds("last_byte_after_s") <= seconds("allowed_s"));
     assert!(seconds("kms_refused_after_s") <= seconds("locked_after_s"), "{times}");
     assert!(seconds("unlocked_after_s") > 0.0);
-    let happened: Vec<_> =
-        report["timeline"].as_array().unwrap().iter().map(|moment| moment["what"].as_str().unwrap()).collect();
+    let happened: Vec<_> = report["timeline"]
+        .as_array()
+        .expect("moments")
+        .iter()
+        .map(|moment| moment["what"].as_str().expect("words"))
+        .collect();
     for what in ["the KMS refused, says the audit log", "locked", "the last byte was read", "unlocked"] {
         assert!(happened.contains(&what), "{what} is not in {happened:?}");
     }
     let head = report["audit"]["head"].as_str().expect("the head of the audit log");
     let volume = mount.volume();
-    volume.ok(&["audit", "verify", volume.path().to_str().unwrap(), "--head", head]);
+    volume.ok(&["audit", "verify", volume.path().to_str().expect("UTF-8"), "--head", head]);
     // For people who open it far away: nothing is loaded, nothing is run.
     assert!(page.contains("<svg") && page.contains(head) && page.contains("PASS"), "{page}");
     for foreign in ["<script", "src=", "href=", "url(", "@import", "<link"] {
