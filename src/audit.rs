@@ -101,12 +101,12 @@ impl Drop for Audit {
     }
 }
 
-/// The directory of a volume's log.
+/// The directory of a volume's log. A symbolic link in its place is not followed.
 ///
 /// # Errors
 /// The system's.
 pub fn directory(volume: &Path) -> io::Result<Arc<dyn StoreDir>> {
-    Ok(DirStore::open(&volume.join(DIRECTORY))?.root())
+    DirStore::open(volume)?.root().open_dir(DIRECTORY.as_bytes())
 }
 
 /// Notes events in the log of a volume, and returns when they are durable: into the main series, or one beside it if

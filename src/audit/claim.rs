@@ -39,8 +39,10 @@ impl Claim {
 
     fn of(dir: &Path, series: &str) -> io::Result<Self> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let path = dir.join(format!("{series}.lock"));
-        let lock = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+        // Nothing that is planted in the volume leads outside it.
+        let dir = rustix::fs::open(dir, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let lock = rustix::fs::openat(&dir, format!("{series}.lock"), flags, Mode::RUSR | Mode::WUSR)?;
+        let lock = File::from(lock);
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { series: series.to_owned(), _lock: lock }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -54,6 +56,21 @@ impl Claim {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_planted_link_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outside, inside) = (dir.path().join("outside"), dir.path().join("audit"));
+        std::fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, &inside).unwrap();
+        assert!(Claim::take(&inside, false).is_err());
+        assert!(crate::audit::directory(dir.path()).is_err());
+        std::fs::remove_file(&inside).unwrap();
+        std::fs::create_dir(&inside).unwrap();
+        std::os::unix::fs::symlink(outside.join("new"), inside.join("main.lock")).unwrap();
+        assert!(Claim::take(&inside, false).is_err());
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    }
 
     #[test]
     fn each_writer_has_a_series_of_its_own_and_gives_it_back() {
