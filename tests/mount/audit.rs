@@ -234,3 +234,23 @@ fn an_unwrap_in_the_log_is_the_one_in_the_vaults_own_log() {
     assert!(served >= 5, "5 files were opened with it, and the log says {served}");
     verified(&volume);
 }
+
+#[test]
+fn a_test_of_a_volumes_key_is_in_the_log_whether_it_is_mounted_or_not() {
+    let mount = Mount::new();
+    let volume = text(mount.volume().path());
+    mount.volume().ok(&["key", "test", "--volume", &volume]);
+    let unmounted = mount.unmount();
+    let report: Value =
+        serde_json::from_str(&unmounted.ok(&["key", "test", "--json", "--volume", &volume])).expect("JSON");
+    assert_eq!(report["ok"], true, "{report}");
+    fs::rename(unmounted.file("kek"), unmounted.file("away")).unwrap();
+    assert_eq!(unmounted.run(&["key", "test", "--volume", &volume]).code, 6);
+    fs::rename(unmounted.file("away"), unmounted.file("kek")).unwrap();
+    let tests: Vec<_> = lines(&unmounted).into_iter().filter(|line| line["event"] == "key-test").collect();
+    let outcomes: Vec<_> = tests.iter().map(|line| line["ok"].as_bool().unwrap()).collect();
+    assert_eq!(outcomes, [true, true, false]);
+    let report = verified(&unmounted);
+    let series: Vec<_> = report["series"].as_array().unwrap().iter().map(|series| series["series"].clone()).collect();
+    assert_eq!(series, ["main", "shared-1"]);
+}

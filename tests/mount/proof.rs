@@ -52,7 +52,7 @@ fn assert_proven((ended, report, page): &(Ended, Value, String), mount: &Mount) 
 #[test]
 fn the_script_proves_a_revocation_of_a_key_in_a_file_and_writes_a_page() {
     let mount = crate::harness::Volume::new().mount(REVALIDATE);
-    fs::write(mount.at("some <b>file</b>"), "what was there before\n".repeat(1000)).unwrap();
+    fs::write(mount.at("some <b>file"), "what was there before\n".repeat(1000)).unwrap();
     assert_proven(&prove(&mount, &["--restore"]), &mount);
     assert!(mount.volume().file("kek").exists());
 }
