@@ -177,20 +177,6 @@ pub enum Event {
         /// The KEK with its version.
         kek: String,
     },
-    /// Secrets were wrapped anew.
-    Rewrap {
-        /// From this KEK.
-        from: String,
-        /// To this one.
-        to: String,
-        /// Files whose headers were changed.
-        files: u64,
-    },
-    /// Files were given new keys.
-    Rekey {
-        /// How many.
-        files: u64,
-    },
     /// The volume is older than it was seen to be, and the operator accepted it.
     RollbackAccepted {
         /// In words.
@@ -314,8 +300,6 @@ impl Event {
             Self::Damage { .. } => "damage",
             Self::KeyTest { .. } => "key-test",
             Self::KekVersion { .. } => "kek-version",
-            Self::Rewrap { .. } => "rewrap",
-            Self::Rekey { .. } => "rekey",
             Self::RollbackAccepted { .. } => "rollback-accepted",
             Self::Check { .. } => "check",
             Self::Checkpoint { .. } => "checkpoint",
