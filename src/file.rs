@@ -276,8 +276,13 @@ impl File {
     }
 
     /// Sets the modification time that writes in place, which happen later, must not disturb.
-    pub fn set_mtime(&self, mtime: Option<Timestamp>) {
-        self.state.write().mtime = mtime;
+    pub fn set_mtime(&self, mtime: Timestamp) {
+        self.state.write().mtime = Some(mtime);
+    }
+
+    /// The modification time as applications know it.
+    pub fn mtime(&self) -> Option<Timestamp> {
+        self.state.read().mtime
     }
 
     /// Whether the key is there.

@@ -65,6 +65,8 @@ pub struct Fs {
     handles: RwLock<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
     fresh: Mutex<FreshFiles>,
+    /// Names of what is in the making right now.
+    staged: Mutex<HashSet<Vec<u8>>>,
     /// By inode number: held while a file is read from the store.
     opening: [Mutex<()>; OPENING],
     /// Held while everything is committed: batches end one after the other.

@@ -75,6 +75,7 @@ impl File {
         state.dirty = Dirty::default();
         state.changed = false;
         state.unsynced = true;
+        self.keep_mtime(state);
         Ok(())
     }
 
@@ -306,11 +307,16 @@ impl File {
                 state.occupied.remove(&chunk);
             }
         }
+        self.keep_mtime(&state);
+        Ok(())
+    }
+
+    /// Undoes what writing in place has done to the modification time.
+    fn keep_mtime(&self, state: &State) {
         if let Some(mtime) = state.mtime {
             // Only a nicety: the content is what it should be.
             let _ = self.store.inode().set_times(SetTime::Keep, SetTime::At(mtime));
         }
-        Ok(())
     }
 
     /// Puts a snapshot back that could not be made durable; newer changes stay on top.

@@ -72,7 +72,7 @@ pub(super) struct State {
     pub voids: Vec<(StoredOffset, u64)>,
     /// Something was written in place that the next commit relies on and that may not be durable.
     pub unsynced: bool,
-    /// The modification time as applications know it, to be kept when chunks are put in place later.
+    /// The modification time as applications know it, to be kept when the file is put in place later.
     pub mtime: Option<Timestamp>,
 }
 

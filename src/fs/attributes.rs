@@ -89,6 +89,8 @@ impl Fs {
     /// Notes that the kernel is told of an entry.
     pub(super) fn found(&self, directory: &dyn StoreDir, parent: u64, entry: &[u8], stat: Stat) -> Result<Entry> {
         let len = self.shown_len(directory, entry, &stat);
+        let open = if stat.kind == Kind::File { self.open_file(stat.ino) } else { None };
+        let stat = open.map_or(stat, |file| as_known(stat, &file));
         let generation = self.nodes.remember(&stat, Place { parent, entry: entry.into() });
         Ok(Entry { stat, len, generation })
     }
@@ -119,7 +121,7 @@ impl Fs {
 
     pub(super) fn attributes_of(&self, ino: u64) -> Result<Entry> {
         if let Some(file) = self.open_file(ino) {
-            let stat = file.store().inode().stat()?;
+            let stat = as_known(file.store().inode().stat()?, &file);
             return Ok(Entry { stat, len: file.len(), generation: 0 });
         }
         if let Some(rest) = self.nodes.rest(ino) {
@@ -208,7 +210,7 @@ impl Fs {
             let file = self.obtain_file(&keys, ino)?;
             file.set_len(len)?;
             if changes.mtime.is_none() {
-                file.store().inode().set_times(SetTime::Keep, SetTime::Now)?;
+                self.modified(&file)?;
             }
         }
         self.with_inode(ino, |inode| {
@@ -226,11 +228,10 @@ impl Fs {
         if let Some(mtime) = changes.mtime
             && let Some(file) = self.open_file(ino)
         {
-            let moment = match mtime {
-                SetTime::At(moment) => Some(moment),
-                _ => file.store().inode().stat().ok().map(|stat| stat.mtime),
-            };
-            file.set_mtime(moment);
+            file.set_mtime(match mtime {
+                SetTime::At(moment) => moment,
+                _ => file.store().inode().stat()?.mtime,
+            });
         }
         if ino == ROOT {
             let stat = self.nodes.directory(ROOT)?.inode().stat()?;
@@ -255,6 +256,11 @@ impl Fs {
         let target = directory.read_symlink(entry).ok()?;
         target.strip_prefix(b".").map(<[u8]>::to_vec)
     }
+}
+
+/// The attributes of an open file as applications know them.
+fn as_known(stat: Stat, file: &File) -> Stat {
+    Stat { mtime: file.mtime().unwrap_or(stat.mtime), ..stat }
 }
 
 /// The length of a symbolic link's target whose encoded form has this length.

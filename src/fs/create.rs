@@ -59,6 +59,7 @@ impl Fs {
             let header = self.new_header(file_id, envelope);
             let context = Arc::clone(&self.context);
             let file = File::create(context, Arc::clone(&store), target, header, Arc::new(Keys::from(&dek)))?;
+            file.set_mtime(stat.mtime);
             Ok((stat, Arc::new(file)))
         });
         let (stat, file) = made.inspect_err(|_| {
@@ -145,15 +146,17 @@ impl Fs {
     ) -> Result<Entry> {
         let directory = self.nodes.directory(parent)?;
         let staged = staging_name(STAGING_PREFIX);
+        self.staged.lock().insert(staged.clone());
         let made = make(&*directory, &staged).and_then(|()| {
             make_side(&*directory, stored.side.as_ref())?;
             Ok(directory.rename(&staged, &*directory, &stored.entry, RenameMode::NoReplace)?)
         });
-        if let Err(error) = made {
+        if made.is_err() {
             // Never seen by anybody; what cannot be removed now goes with the directory.
             super::remove::purge(&*directory, &staged);
-            return Err(error);
         }
+        self.staged.lock().remove(&staged);
+        made?;
         let stat = directory.stat(&stored.entry)?;
         self.found(&*directory, parent, &stored.entry, stat)
     }

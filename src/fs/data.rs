@@ -8,7 +8,7 @@ use crate::crypto::derive::Dek;
 use crate::file::{self, Damage, Found, Keys, Unverified};
 use crate::format::header::Header;
 use crate::journal::Target;
-use crate::store::Seek;
+use crate::store::{Seek, SetTime, Timestamp};
 use crate::units::{Epoch, FileId};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -43,6 +43,7 @@ impl Fs {
         if truncate {
             self.writable()?;
             file.set_len(PlainOffset(0))?;
+            self.modified(&file)?;
         }
         Ok(self.register(ino, &file, writes))
     }
@@ -88,10 +89,12 @@ impl Fs {
                 .nodes
                 .at_place(ino, |directory, entry| Ok(open(&|writable| directory.open_file(entry, writable))?))?,
         };
-        if store.inode().stat()?.ino != ino {
+        let stat = store.inode().stat()?;
+        if stat.ino != ino {
             return Err(Error::Stale);
         }
         let file = Arc::new(self.read_file(keys, ino, store)?);
+        file.set_mtime(stat.mtime);
         let mut files = self.files.lock();
         let open = files.entry(ino).or_insert_with(|| OpenFile::of(&file));
         Ok(Arc::clone(&open.file))
@@ -226,6 +229,10 @@ impl Fs {
         let (ino, file) = self.file_handle(handle)?;
         self.restore_keys(&keys, &file)?;
         file.write(offset, data).map_err(|error| self.file_error(ino, error))?;
+        if !held_back {
+            // Else the kernel knows when, and says so later.
+            file.set_mtime(Timestamp::now());
+        }
         self.counters.written.fetch_add(data.len() as u64, Relaxed);
         Ok(())
     }
@@ -318,10 +325,13 @@ impl Fs {
             Ok(())
         };
         act().map_err(|error| self.file_error(ino, error))?;
-        if how != Allocate::Keep {
-            let now = crate::store::SetTime::Now;
-            file.store().inode().set_times(crate::store::SetTime::Keep, now)?;
-        }
-        Ok(())
+        if how == Allocate::Keep { Ok(()) } else { self.modified(&file) }
+    }
+
+    /// A file's content was changed just now, other than by writing.
+    pub(super) fn modified(&self, file: &File) -> Result<()> {
+        let now = Timestamp::now();
+        file.set_mtime(now);
+        Ok(file.store().inode().set_times(SetTime::Keep, SetTime::At(now))?)
     }
 }

@@ -4,6 +4,7 @@
 use super::attributes::Entry;
 use super::nodes::ROOT;
 use super::*;
+use crate::crypto::names::STAGING_PREFIX;
 use crate::store::DirEntry;
 
 /// An entry that is given out.
@@ -61,7 +62,9 @@ impl Fs {
         let mut listing = listing.lock();
         let directory = self.nodes.directory(ino)?;
         if from == 0 || listing.is_none() {
-            *listing = Some(Listing { entries: directory.list()?, unreadable: false });
+            let mut entries = directory.list()?;
+            entries.retain(|entry| self.is_complete(&*directory, &entry.name));
+            *listing = Some(Listing { entries, unreadable: false });
         }
         let Some(listing) = listing.as_mut() else { return Ok(()) };
         for (position, name) in [&b"."[..], b".."].into_iter().enumerate().skip(from as usize) {
@@ -106,6 +109,13 @@ impl Fs {
             given += 1;
         }
         Ok(())
+    }
+
+    /// Whether an entry that was listed is not just in the making. Where names are plain, one that looks as if it were
+    /// may be what a crash left, or anybody's, and is shown.
+    fn is_complete(&self, directory: &dyn StoreDir, entry: &[u8]) -> bool {
+        // In this order: what was in the making and is not any more has another name, or is gone.
+        !entry.starts_with(STAGING_PREFIX) || !self.staged.lock().contains(entry) && directory.stat(entry).is_ok()
     }
 
     /// Makes the entries of a directory durable.

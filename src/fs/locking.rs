@@ -38,6 +38,7 @@ impl Fs {
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
             fresh: Mutex::default(),
+            staged: Mutex::default(),
             opening: std::array::from_fn(|_| Mutex::default()),
             committing: Mutex::default(),
             counters: Counters::default(),

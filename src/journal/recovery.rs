@@ -13,7 +13,7 @@ use super::log::{self, Log, State};
 use super::record::{self, Record};
 use super::{Inner, Journal, MAX_OPEN_BATCHES, Target, Update};
 use crate::format::PAGE;
-use crate::store::{Kind, RenameMode, StoreDir, StoreFile};
+use crate::store::{Kind, RenameMode, SetTime, StoreDir, StoreFile};
 use crate::units::{FileId, StoredOffset};
 use std::collections::HashMap;
 use std::io;
@@ -207,6 +207,7 @@ fn replay(
 /// Puts the last version of each byte in place: from the newest update backwards, skipping what a newer one wrote,
 /// cut off or voided.
 fn apply(file: &dyn StoreFile, updates: &[(Target, Update)]) -> io::Result<()> {
+    let mtime = file.inode().stat()?.mtime;
     let mut covered = Covered::default();
     for (_, update) in updates.iter().rev() {
         for (offset, bytes) in update.writes.iter().rev() {
@@ -223,6 +224,8 @@ fn apply(file: &dyn StoreFile, updates: &[(Target, Update)]) -> io::Result<()> {
     if let Some((_, last)) = updates.last() {
         file.set_len(last.stored_len)?;
     }
+    // It is as it was when applications wrote; only a nicety, whatever becomes of it.
+    let _ = file.inode().set_times(SetTime::Keep, SetTime::At(mtime));
     file.sync(false)
 }
 

@@ -41,6 +41,20 @@ fn a_mount_in_use_is_not_unmounted() -> Outcome {
     mount.volume().fails(&["umount", text(&mountpoint)], BUSY);
     drop(child.stdin.take());
     child.wait()?;
+    // A mapping counts too, when the file itself is closed.
+    fs::write(mount.at("mapped"), "x")?;
+    let script = "import mmap, sys\nf = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 1); f.close(); print(m[:], flush=True); sys.stdin.read()";
+    let mut child = std::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(mount.at("mapped"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let mut said = [0; 5];
+    std::io::Read::read_exact(child.stdout.as_mut().expect("a pipe"), &mut said)?;
+    mount.volume().fails(&["umount", text(&mountpoint)], BUSY);
+    drop(child.stdin.take());
+    child.wait()?;
     let volume = mount.unmount();
     volume.fails(&["umount", text(&mountpoint)], MOUNTPOINT);
     Ok(())
@@ -138,6 +152,37 @@ fn a_mountpoint_has_to_be_an_empty_directory() -> Outcome {
     fs::write(volume.mountpoint(), "")?;
     let arguments = volume.mount_arguments(&[]);
     assert_eq!(volume.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).code, MOUNTPOINT);
+    Ok(())
+}
+
+#[test]
+fn a_name_with_a_comma_or_a_space_is_mounted_like_any_other() -> Outcome {
+    let volume = Volume::new();
+    for name in ["with,comma", "with space", "back\\slash", "\u{e4}\u{2603}"] {
+        let (path, mountpoint) = (volume.file(name), volume.file(&format!("mnt {name}")));
+        fs::rename(volume.path(), &path)?;
+        fs::create_dir(&mountpoint)?;
+        volume.ok(&["mount", text(&path), text(&mountpoint)]);
+        fs::write(mountpoint.join(name), name)?;
+        let status: serde_json::Value = serde_json::from_str(&volume.ok(&["status", "--json", text(&mountpoint)]))?;
+        assert_eq!(status["damaged"], 0);
+        volume.ok(&["umount", text(&mountpoint)]);
+        assert_eq!(fs::read_dir(&mountpoint)?.count(), 0);
+        fs::rename(&path, volume.path())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_mount_over_the_mountpoint_hides_it_and_no_more() -> Outcome {
+    let mount = Mount::new();
+    fs::write(mount.at("file"), "below")?;
+    let mountpoint = mount.volume().mountpoint();
+    crate::harness::run("mount", &[&"-t", &"tmpfs", &"tmpfs", &mountpoint]);
+    let above = fs::read_dir(&mountpoint).map(Iterator::count);
+    crate::harness::run("umount", &[&mountpoint]);
+    assert_eq!(above?, 0);
+    assert_eq!(fs::read(mount.at("file"))?, b"below");
     Ok(())
 }
 

@@ -9,6 +9,7 @@ mod file_locks;
 mod harness;
 mod locking;
 mod memory;
+mod model;
 mod names;
 mod permissions;
 mod programs;

@@ -1,6 +1,6 @@
 //! Other users, setuid and setgid, sticky directories, ACLs.
 
-use crate::harness::{FOR_ALL, Mount, NOBODY, Outcome, number, python_as, run};
+use crate::harness::{FOR_ALL, Mount, NOBODY, Outcome, number, python, python_as, run};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
@@ -38,6 +38,43 @@ denied(lambda: os.chown('open/mine', 0, 0))
         assert_eq!((attributes.uid(), attributes.gid()), (NOBODY, NOBODY), "{name}");
     }
     assert_eq!(fs::metadata(mount.at("open/mine"))?.mode() & 0o7777, 0o644);
+    Ok(())
+}
+
+#[test]
+fn files_belong_to_whoever_made_them_while_others_make_theirs() -> Outcome {
+    let mount = Mount::for_all();
+    fs::create_dir(mount.at("shared"))?;
+    fs::set_permissions(mount.at("shared"), Permissions::from_mode(0o1777))?;
+    python(
+        r"
+os.chdir(argv[0])
+children = []
+for uid in (0, 1, 65534):
+    pid = os.fork()
+    if pid == 0:
+        os.setgroups([]); os.setgid(uid); os.setuid(uid)
+        for i in range(300):
+            name = '%d-%d' % (uid, i)
+            open(name, 'w').write(name); os.mkdir(name + '-d'); os.symlink(name, name + '-l')
+        os._exit(0)
+    children.append(pid)
+for pid in children:
+    assert os.waitpid(pid, 0)[1] == 0
+",
+        &[&mount.at("shared")],
+    );
+    let mount = mount.again(FOR_ALL);
+    let mut seen = 0;
+    for entry in fs::read_dir(mount.at("shared"))? {
+        let entry = entry?;
+        let name = entry.file_name().into_string().expect("UTF-8");
+        let uid: u32 = name.split('-').next().expect("a user").parse()?;
+        let attributes = entry.metadata()?;
+        assert_eq!((attributes.uid(), attributes.gid()), (uid, uid), "{name}");
+        seen += 1;
+    }
+    assert_eq!(seen, 2700);
     Ok(())
 }
 

@@ -102,6 +102,62 @@ done
 }
 
 #[test]
+fn postgresql_recovers_a_database_after_a_crash_of_its_server() {
+    let mount = Mount::for_all();
+    // Its server refuses to be root.
+    let script = r#"
+bin=$(echo /usr/lib/postgresql/*/bin); bin=${bin##* }
+mkdir data; chown nobody data; chmod 700 data; chown nobody "$1"
+as() { exec setpriv --reuid=nobody --clear-groups env HOME="$1" PATH="$bin:$PATH" LC_ALL=C.UTF-8 "${@:2}"; }
+sql() { (as "$1" psql -h "$1" -Atc "$2" postgres); }
+# A child of this shell, which sees to it that nothing is left of it.
+start() {
+    (as "$1" postgres -D data -k "$1" -h '' -c shared_buffers=16MB) >>"$1/log" 2>&1 & server=$!
+    until (as "$1" pg_isready -q -h "$1"); do kill -0 $server 2>/dev/null || return 1; done
+}
+(as "$1" initdb -D data --data-checksums -A trust -U nobody) >/dev/null
+start "$1"
+sums='select sum(abalance) = (select sum(delta) from pgbench_history), count(*) from pgbench_accounts'
+(as "$1" pgbench -h "$1" -i -q -s 2 postgres) >/dev/null 2>&1
+(as "$1" pgbench -h "$1" -c 4 -T 60 postgres) >/dev/null 2>&1 & work=$!
+until [ "$(sql "$1" 'select count(*) >= 500 from pgbench_history')" = t ]; do :; done
+kill -9 $server; wait $server || true; wait $work || true
+# Its children end soon after it, and keep the next one from starting until then.
+for attempt in $(seq 20); do ! start "$1" || break; done
+sql "$1" "$sums"
+(as "$1" pg_amcheck -h "$1" --install-missing --heapallindexed -a)
+(as "$1" pgbench -h "$1" -n -c 2 -t 100 postgres) >/dev/null 2>&1
+sql "$1" "$sums"
+kill -INT $server; wait $server
+(as "$1" pg_checksums -D data --check) >/dev/null
+"#;
+    assert_eq!(shell(&mount, script), "t|200000\nt|200000\n");
+    assert_eq!(mount.status()["damaged"], 0);
+}
+
+#[test]
+fn redis_reads_its_log_again_after_a_crash_of_its_server() {
+    let mount = Mount::new();
+    let script = r#"
+start() {
+    redis-server --port 0 --unixsocket "$1/socket" --dir "$PWD" --appendonly yes --appendfsync always --daemonize yes \
+        --pidfile "$1/pid" --save '' --logfile "$1/log"
+    until redis-cli -s "$1/socket" ping 2>/dev/null | grep -q PONG; do :; done
+}
+start "$1"
+for i in $(seq 2000); do echo "set key$i value$i"; done | redis-cli -s "$1/socket" >/dev/null
+redis-cli -s "$1/socket" bgrewriteaof >/dev/null
+for i in $(seq 2000); do echo "append key$i -more"; done | redis-cli -s "$1/socket" >/dev/null
+kill -9 $(cat "$1/pid"); while kill -0 $(cat "$1/pid") 2>/dev/null; do :; done
+echo y | redis-check-aof appendonlydir/*.manifest >"$1/check"; grep -q 'All AOF files and manifest are valid' "$1/check"
+start "$1"
+redis-cli -s "$1/socket" dbsize; redis-cli -s "$1/socket" get key1; redis-cli -s "$1/socket" get key2000
+redis-cli -s "$1/socket" shutdown nosave; while kill -0 $(cat "$1/pid") 2>/dev/null; do :; done
+"#;
+    assert_eq!(shell(&mount, script), "2000\nvalue1-more\nvalue2000-more\n");
+}
+
+#[test]
 fn cargo_builds_a_crate() -> Outcome {
     let mount = Mount::new();
     let script = "cargo new -q --vcs none tiny 2>&1; cd tiny; unset CARGO_TARGET_DIR; cargo build -q --offline 2>&1; target/debug/tiny";

@@ -1,6 +1,6 @@
 //! Everything is after a mount as it was before it.
 
-use crate::harness::{FOR_ALL, Mount, Outcome, bytes, python, run};
+use crate::harness::{FOR_ALL, Mount, Outcome, Volume, bytes, python, run};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
@@ -31,6 +31,72 @@ fn content_owners_modes_and_times_stay() -> Outcome {
     assert_eq!(look(&mount)?, before);
     for i in 0..6 {
         assert!(fs::read(mount.at(format!("file{i}")))? == bytes(i as u64, i * 50_000));
+    }
+    Ok(())
+}
+
+#[test]
+fn times_that_are_set_before_a_file_is_closed_stay() -> Outcome {
+    for options in [&[][..], &["-o", "direct_io"]] {
+        let mut mount = Volume::new().mount(options);
+        for round in 0..2 {
+            python(
+                r"
+for way in range(3):
+    fd = os.open('%s/%d' % (argv[0], way), os.O_RDWR | os.O_CREAT)
+    os.pwrite(fd, b'x' * 10000, way * 5000)
+    if way == 1:
+        os.fsync(fd)
+        os.pwrite(fd, b'y' * 10000, 100)
+    os.utime(fd, ns=(7, 1234567890 + way))
+    if way == 2:
+        os.fsync(fd)
+    assert os.fstat(fd).st_mtime_ns == 1234567890 + way
+    os.close(fd)
+",
+                &[&mount.at("")],
+            );
+            mount = mount.again(options);
+            for way in 0..3 {
+                let found = fs::metadata(mount.at(way.to_string()))?;
+                assert_eq!((found.mtime(), found.mtime_nsec()), (1, 234_567_890 + way), "{options:?} {round}");
+            }
+        }
+        // And what is written later moves them on.
+        let file = fs::OpenOptions::new().write(true).open(mount.at("0"))?;
+        file.set_modified(std::time::UNIX_EPOCH)?;
+        std::os::unix::fs::FileExt::write_all_at(&file, b"z", 3)?;
+        file.sync_all()?;
+        assert!(file.metadata()?.mtime() > 1_700_000_000, "{options:?}");
+        drop(file);
+        let mount = mount.again(options);
+        assert!(fs::metadata(mount.at("0"))?.mtime() > 1_700_000_000, "{options:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_copy_of_the_volume_without_attributes_is_readable() -> Outcome {
+    let mount = Mount::new();
+    fs::create_dir(mount.at("d"))?;
+    for i in 0..20 {
+        fs::write(mount.at(format!("d/{i}")), bytes(i, 10_000 * i as usize))?;
+    }
+    let volume = mount.unmount();
+    let script = r#"
+set -e; cd "$1"; mv volume original
+cp -r --no-preserve=all original cp; rsync -r --links original/ rsync; mkdir tar; tar -C original -cf - . | tar -C tar -xf -
+"#;
+    run("sh", &[&"-c", &script, &"sh", &volume.file("")]);
+    let mut volume = volume;
+    for copy in ["cp", "rsync", "tar"] {
+        fs::rename(volume.file(copy), volume.path())?;
+        let mount = volume.mount(&[]);
+        for i in 0..20 {
+            assert!(fs::read(mount.at(format!("d/{i}")))? == bytes(i, 10_000 * i as usize), "{copy} {i}");
+        }
+        volume = mount.unmount();
+        fs::rename(volume.path(), volume.file(copy))?;
     }
     Ok(())
 }
@@ -68,13 +134,13 @@ fn links_and_special_files_stay() -> Outcome {
 #[test]
 fn a_tree_of_many_small_files_stays() -> Outcome {
     let mount = Mount::new();
-    for i in 0..3000_u64 {
+    for i in 0..10_000_u64 {
         let directory = mount.at(format!("d{}/e{}", i % 7, i % 5));
         fs::create_dir_all(&directory)?;
         fs::write(directory.join(i.to_string()), bytes(i, (i * 37 % 9000) as usize))?;
     }
     let mount = mount.again(&[]);
-    for i in 0..3000_u64 {
+    for i in 0..10_000_u64 {
         let path = mount.at(format!("d{}/e{}/{i}", i % 7, i % 5));
         assert!(fs::read(path)? == bytes(i, (i * 37 % 9000) as usize), "{i}");
     }

@@ -143,3 +143,87 @@ fn reads_writes_and_truncates_of_one_file_never_fail() -> Outcome {
     });
     Ok(())
 }
+
+#[test]
+fn files_are_closed_while_reads_and_writes_of_them_are_queued() -> Outcome {
+    let mount = Mount::new();
+    fs::write(mount.at("file"), vec![b'a'; 1 << 20])?;
+    for round in 0..60 {
+        let file = fs::OpenOptions::new().read(true).write(true).open(mount.at("file"))?;
+        std::thread::scope(|scope| {
+            for thread in 0..6_u64 {
+                let file = file.try_clone().expect("another descriptor");
+                scope.spawn(move || {
+                    let mut buffer = vec![b'a'; 128 << 10];
+                    let offset = (round * 7919 + thread * 104_729) % (1 << 19);
+                    if thread % 2 == 0 {
+                        file.write_all_at(&buffer, offset).expect("written");
+                    } else {
+                        file.read_exact_at(&mut buffer, offset).expect("read");
+                        assert!(buffer.iter().all(|byte| *byte == b'a'));
+                    }
+                });
+            }
+            drop(file);
+        });
+    }
+    assert!(fs::read(mount.at("file"))? == vec![b'a'; 1 << 20]);
+    Ok(())
+}
+
+/// Directories of the store are swapped for links that lead outside, again and again, under work that goes on.
+#[test]
+fn links_planted_in_the_store_never_lead_outside() -> Outcome {
+    let volume = crate::harness::Volume::with(&["--plain-names"]);
+    let outside = volume.file("outside");
+    fs::create_dir_all(outside.join("inner"))?;
+    for name in ["file", "inner/file"] {
+        fs::write(outside.join(name), "outside")?;
+    }
+    let mount = volume.mount(&[]);
+    fs::create_dir_all(mount.at("d/inner"))?;
+    let tree = mount.volume().path().join("tree");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let swapping = scope.spawn(|| -> std::io::Result<u32> {
+            std::os::unix::fs::symlink(&outside, tree.join("link"))?;
+            let mut swaps = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                let (from, to) = (tree.join("link"), tree.join("d"));
+                rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, exchange)?;
+                swaps += 1;
+            }
+            Ok(swaps)
+        });
+        for round in 0..1500 {
+            // Whatever comes of it: an error, or a change inside.
+            let (file, inner) = (mount.at("d/file"), mount.at(format!("d/inner/{}", round % 3)));
+            let _ = fs::write(&file, "inside");
+            let _ = fs::write(mount.at("d/inner/file"), "inside");
+            let _ = fs::create_dir(&inner);
+            let _ = fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600));
+            if let Ok(content) = fs::read(mount.at("d/file")) {
+                assert!(content != b"outside");
+            }
+            let _ = fs::rename(&file, mount.at("moved"));
+            let _ = fs::remove_file(mount.at("d/inner/file"));
+            let _ = fs::remove_dir(&inner);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(swapping.join().expect("no panic").expect("swapped") > 100);
+    });
+    let mut found: Vec<_> = Vec::new();
+    for directory in [outside.clone(), outside.join("inner")] {
+        for entry in fs::read_dir(directory)? {
+            found.push(entry?.file_name().into_string().expect("UTF-8"));
+        }
+    }
+    found.sort();
+    assert_eq!(found, ["file", "file", "inner"]);
+    for name in ["file", "inner/file"] {
+        assert_eq!(fs::read(outside.join(name))?, b"outside");
+        assert_eq!(std::os::unix::fs::MetadataExt::mode(&fs::metadata(outside.join(name))?) & 0o777, 0o644);
+    }
+    Ok(())
+}
