@@ -224,9 +224,11 @@ fn apply(file: &dyn StoreFile, updates: &[(Target, Update)]) -> io::Result<()> {
     if let Some((_, last)) = updates.last() {
         file.set_len(last.stored_len)?;
     }
-    // It is as it was when applications wrote; only a nicety, whatever becomes of it.
-    let _ = file.inode().set_times(SetTime::Keep, SetTime::At(mtime));
-    file.sync(false)
+    // It is as it was when applications wrote. Whoever may write to a file need not be its owner.
+    match file.inode().set_times(SetTime::Keep, SetTime::At(mtime)) {
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
+        _ => file.sync(false),
+    }
 }
 
 /// A set of ranges, kept disjoint and in order.
