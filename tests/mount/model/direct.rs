@@ -137,7 +137,7 @@ fn open(place: &Path) -> Fs {
         journal: Arc::new(journal),
     };
     let kms = kms(place);
-    let key = kms.unwrap(&record.newest().volume_key, record.id).expect("the volume's key");
+    let key = kms.unwrap(&record.newest().volume_key, record.id).expect("the volume's key").secret;
     let leases = Leases::new(kms, record.id, NonZeroUsize::new(100).expect("not zero"));
     let store = DirStore::open(&path).expect("a directory");
     Fs::new(volume, Arc::new(store), Arc::new(context), Arc::new(leases), key, false).expect("a tree")

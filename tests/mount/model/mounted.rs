@@ -96,7 +96,7 @@ impl System for Mounted {
             Allocation::Zero => FallocateFlags::ZERO_RANGE,
             Allocation::ZeroKeep => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
         };
-        Ok(rustix::fs::fallocate(file, flags, at, len).map_err(rustix::io::Errno::raw_os_error)?)
+        rustix::fs::fallocate(file, flags, at, len).map_err(rustix::io::Errno::raw_os_error)
     }
 
     fn seek(&self, file: &File, at: u64, data: bool) -> Result<u64> {
@@ -105,7 +105,9 @@ impl System for Mounted {
     }
 
     fn copy(&self, from: &File, at: u64, to: &File, to_at: u64, len: u64) -> Result {
-        let (mut at, mut to_at, end) = (at, to_at, at + len);
+        // What is there now: in the same file the copy itself may move the end.
+        let end = (at + len).min(from.metadata().map_err(number)?.len());
+        let (mut at, mut to_at) = (at, to_at);
         while at < end {
             let left = (end - at) as usize;
             let copied = rustix::fs::copy_file_range(from, Some(&mut at), to, Some(&mut to_at), left)
