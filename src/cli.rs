@@ -3,11 +3,13 @@
 
 mod audit;
 mod dev_vault;
+mod fsck;
 mod info;
 mod init;
 mod key;
 mod lock;
 mod mount;
+mod report;
 mod status;
 mod umount;
 
@@ -45,6 +47,8 @@ enum Command {
     /// Read and check what happened to a volume
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Check a volume that is not mounted: its structure without any key, everything with --deep
+    Fsck(fsck::Fsck),
     /// Make a mount unreadable until it is unlocked
     Lock(lock::Lock),
     /// Make a mount readable again that was locked by hand, if the KMS grants its key
@@ -73,6 +77,7 @@ pub fn run() -> ExitCode {
         Command::Status(command) => status::run(&command),
         Command::Info(command) => info::run(&command),
         Command::Audit(command) => audit::run(&command),
+        Command::Fsck(command) => fsck::run(&command),
         Command::Lock(command) => lock::lock(&command),
         Command::Unlock(command) => lock::unlock(&command),
         Command::DevVault(command) => dev_vault::run(command),

@@ -38,6 +38,12 @@ pub enum Exit {
     KmsMisconfigured = 12,
     /// The disk is full, or the backing directory cannot be read or written.
     Store = 13,
+    /// A check found damage.
+    Damage = 14,
+    /// The volume was not unmounted, and has to be recovered first.
+    NeedsRecovery = 15,
+    /// Interrupted by the user.
+    Interrupted = 130,
 }
 
 impl Exit {
@@ -58,6 +64,9 @@ impl Exit {
             Self::WrongKey,
             Self::KmsMisconfigured,
             Self::Store,
+            Self::Damage,
+            Self::NeedsRecovery,
+            Self::Interrupted,
         ];
         all.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Self::Failure)
     }

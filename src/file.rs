@@ -8,6 +8,7 @@
 
 mod commit;
 mod cut;
+mod examine;
 mod keys;
 mod map;
 mod read;
@@ -62,8 +63,14 @@ pub enum Error {
 pub enum Damage {
     /// The header page.
     Header(Malformed),
+    /// There is no header at all.
+    NoHeader,
     /// The header is older than what the volume still accepts.
     Outdated,
+    /// The header names a KEK that is none of the volume's.
+    UnknownKek,
+    /// The KMS finds that the envelope is nothing that its key wrapped.
+    Envelope,
     /// The stored file is shorter or longer than its header says.
     Length,
     /// This tag block.
@@ -76,6 +83,9 @@ impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Header(malformed) => write!(f, "header: {malformed}"),
+            Self::NoHeader => f.write_str("it has no header"),
+            Self::UnknownKek => f.write_str("header: its KEK is none of the volume's"),
+            Self::Envelope => f.write_str("header: its envelope is nothing that its KEK wrapped"),
             Self::Outdated => f.write_str("header: older than the volume accepts since its key was changed"),
             Self::Length => f.write_str("the stored file does not have the length that its header says"),
             Self::TagBlock(block) => write!(f, "tag block {block} does not authenticate"),
@@ -157,6 +167,25 @@ impl Unverified {
     pub fn header(&self) -> &Header {
         &self.header
     }
+
+    /// What can be seen to be wrong without a key. After a crash a stored file may be longer than its header says.
+    ///
+    /// # Errors
+    /// The damage.
+    pub fn check(&self, context: &Context) -> Result<(), Damage> {
+        if self.header.chunk_size != context.geometry.chunk_size() {
+            return Err(Damage::Header(Malformed::Field("chunk size")));
+        }
+        if self.header.envelope.kek < context.kek_floor || self.header.epoch < context.epoch_floor {
+            return Err(Damage::Outdated);
+        }
+        let expected = context.geometry.stored_len(self.header.len);
+        let crashed = !context.journal.crashed_batches().is_empty();
+        if self.stored_len < expected || (self.stored_len > expected && !crashed) {
+            return Err(Damage::Length);
+        }
+        Ok(())
+    }
 }
 
 impl File {
@@ -214,19 +243,17 @@ impl File {
         found: Unverified,
         keys: Arc<Keys>,
     ) -> Result<Self, Error> {
+        let plausible = found.check(&context);
+        if let Err(damage) = &plausible
+            && *damage != Damage::Length
+        {
+            return Err(damage.clone().into());
+        }
         let Unverified { header, page, stored_len } = found;
-        if header.chunk_size != context.geometry.chunk_size() {
-            return Err(Damage::Header(Malformed::Field("chunk size")).into());
-        }
-        if header.envelope.kek < context.kek_floor || header.epoch < context.epoch_floor {
-            return Err(Damage::Outdated.into());
-        }
         let page = header.verify(&keys.header_mac, page).map_err(Damage::Header)?;
+        plausible?;
         let crashed = context.journal.crashed_batches();
         let expected = context.geometry.stored_len(page.header().len);
-        if stored_len != expected && (crashed.is_empty() || stored_len < expected) {
-            return Err(Damage::Length.into());
-        }
         let batch = page.header().batch;
         let mut state = State::new(page, Mode::Committed);
         // Not yet known to be durable in place: the first commit has to see to it.

@@ -366,8 +366,98 @@ fn every_fault_is_refused_in_its_own_way_here_and_by_the_independent_reader() {
         let output = python(&vector.volume(), &vector.key());
         assert!(!output.status.success(), "{what}: the independent reader does not notice");
         assert!(output.stderr.starts_with(b"error: "), "{what}: {}", String::from_utf8_lossy(&output.stderr));
+        check(what, &vector, &expected);
         assert_eq!(outcome(&vector), expected, "{what}");
+        if matches!(expected, Outcome::Damaged | Outcome::Missing(_)) {
+            let vector = Vector::copy("v1");
+            act(&vector);
+            everything_can_be_removed(what, &vector);
+        }
     }
+}
+
+/// What `fsck --deep` calls each fault, and where it sees it.
+fn found(what: &str) -> (&'static str, &'static str) {
+    match what {
+        "header: length" => ("length", "three chunks"),
+        "header: wrapped envelope" => ("envelope", "three chunks"),
+        "header: a KEK that the volume does not have" => ("kek", "three chunks"),
+        "header: zeros" | "length: nothing left" => ("empty", "three chunks"),
+        "header: another file's" => ("file_id_repeated", "three chunks"),
+        "link: target" => ("link_target", "link"),
+        "link: long target" => ("link_target", "long link"),
+        "xattr: value" => ("xattr", "attributes"),
+        "name: changed" => ("name", ".kmsfs-unreadable-"),
+        "name: moved to another directory" => ("name", "directory/.kmsfs-unreadable-"),
+        "name: a long one without its side entry" => ("long_name", "directory/.kmsfs-unreadable-"),
+        "directory: another id" => ("name", "directory/.kmsfs-unreadable-"),
+        "directory: an id that is none" => ("directory_id", "directory"),
+        "the KEK floor was raised" | "the epoch floor was raised" => ("outdated", ""),
+        _ if what.starts_with("tag block: ") => ("tag_block", "a tag block"),
+        // The header holds the entry.
+        _ if what.starts_with("header: ") || what.starts_with("tag entry: ") => ("header", "three chunks"),
+        _ if what.starts_with("chunk: ") => ("chunk", "three chunks"),
+        _ if what.starts_with("length: ") => ("length", "three chunks"),
+        _ => panic!("{what}: what is it called?"),
+    }
+}
+
+fn check(what: &str, vector: &Vector, expected: &Outcome) {
+    let kek = format!("file:{}", vector.key().display());
+    let output = Command::new(env!("CARGO_BIN_EXE_kmsfs"))
+        .arg("fsck")
+        .arg(vector.volume())
+        .args(["--deep", "--json", "--kek", &kek])
+        .output()
+        .unwrap();
+    let code = match expected {
+        Outcome::Whole => 0,
+        Outcome::Volume(_) => 3,
+        Outcome::Kms(KmsErrorKind::Damaged) => 11,
+        Outcome::Kms(_) if vector.key().exists() => 11,
+        Outcome::Kms(_) => 6,
+        Outcome::Damaged | Outcome::Missing(_) => 14,
+    };
+    assert_eq!(output.status.code(), Some(code), "{what}: {output:?}");
+    if code != 14 {
+        return;
+    }
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (kind, path) = found(what);
+    let findings = report["findings"].as_array().unwrap();
+    assert!(findings.iter().any(|finding| finding["kind"] == kind), "{what}: {report:#}");
+    for finding in findings {
+        // Of two files with one id, nobody can tell which is the copy.
+        let is_there = finding["path"].as_str().is_some_and(|found| found.starts_with(path));
+        assert!(is_there || finding["kind"] == "file_id_repeated", "{what}: {report:#}");
+    }
+}
+
+/// Whatever is damaged, and all the rest, can be removed through the tree.
+fn everything_can_be_removed(what: &str, vector: &Vector) {
+    let fs = mount(&vector.volume(), &vector.key()).unwrap();
+    remove_all(&fs, ROOT).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    fs.shut_down().unwrap();
+    assert_eq!(stored_files(&vector.volume().join("tree")), Vec::<PathBuf>::new(), "{what}");
+}
+
+fn remove_all(fs: &kmsfs::fs::Fs, directory: u64) -> Result<(), Error> {
+    let handle = fs.open_directory(directory)?;
+    let mut entries = Vec::new();
+    fs.list(handle, 2, true, |listed| {
+        entries.extend(listed.entry.map(|entry| (listed.name.clone(), entry.stat)));
+        true
+    })?;
+    fs.release_directory(handle);
+    for (name, stat) in entries {
+        if stat.kind == kmsfs::store::Kind::Directory {
+            remove_all(fs, stat.ino)?;
+            fs.remove_directory(directory, &name)?;
+        } else {
+            fs.unlink(directory, &name)?;
+        }
+    }
+    Ok(())
 }
 
 #[test]

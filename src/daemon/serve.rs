@@ -10,7 +10,6 @@ use crate::crypto::Secret32;
 use crate::crypto::derive::VolumeKeys;
 use crate::failure::{Exit, Failure};
 use crate::file::Context;
-use crate::format::Geometry;
 use crate::fs::Fs;
 use crate::fs::volume::{Holder, Holding, Volume};
 use crate::fuse::forget::Forgetter;
@@ -215,18 +214,18 @@ fn take(
     if !options.flags.read_only {
         let holding = hold(options, volume, mountpoint, false)?;
         let (journal, recovery) = recover(options, volume)?;
-        return Ok((holding, context(volume, journal), recovery));
+        return Ok((holding, volume.context(journal), recovery));
     }
     let read_journal = || recovery::read_only(&*volume.journal()?);
     let (journal, clean) = read_journal().map_err(of_store)?;
     if clean {
-        return Ok((hold(options, volume, mountpoint, true)?, context(volume, journal), None));
+        return Ok((hold(options, volume, mountpoint, true)?, volume.context(journal), None));
     }
     let holding = hold(options, volume, mountpoint, false)?;
     let (journal, recovery) = recover(options, volume)?;
     journal.close().map_err(of_store)?;
     holding.share().map_err(of_store)?;
-    Ok((holding, context(volume, read_journal().map_err(of_store)?.0), recovery))
+    Ok((holding, volume.context(read_journal().map_err(of_store)?.0), recovery))
 }
 
 fn hold(
@@ -277,17 +276,6 @@ fn recover(options: &MountOptions, volume: &Volume) -> Result<(Journal, Option<a
         damaged_at: found.damaged_at.iter().map(ToString::to_string).collect(),
     });
     Ok((journal, recovery))
-}
-
-fn context(volume: &Volume, journal: Journal) -> Arc<Context> {
-    let record = volume.record();
-    Arc::new(Context {
-        volume: record.id,
-        geometry: Geometry::new(record.chunk_size),
-        kek_floor: record.kek_floor,
-        epoch_floor: record.epoch_floor,
-        journal: Arc::new(journal),
-    })
 }
 
 /// Unwraps the volume key, with as much patience as the options say: what the KMS refuses it may grant later, and what

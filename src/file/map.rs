@@ -1,17 +1,57 @@
 //! From a chunk to its tag entry: in the header page or in a tag block, which is read and verified up to the header
 //! when it is needed for the first time.
 
-use super::state::State;
+use super::state::{Dirty, State};
 use super::{Damage, Error, File, Keys};
 use crate::crypto::cipher::NonceAndTag;
 use crate::format::geometry::EntryPlace;
-use crate::format::tags::{BLOCK_LEN, Mac, NO_BLOCK, Parent, TagBlock, parent};
+use crate::format::tags::{BLOCK_LEN, CHILDREN_PER_BLOCK, Mac, NO_BLOCK, Parent, TagBlock, parent};
 use crate::units::ChunkIndex;
+use std::collections::BTreeSet;
 
 /// How many tag blocks of a file are kept, 6 MiB: with 4 KiB chunks they cover 512 MiB of it.
 const MAX_CACHED_BLOCKS: usize = 512;
 
+impl Dirty {
+    /// Whether a block or one below it has changed. Until changes are sealed they are not seen from above.
+    fn reach_below(&self, block: u64) -> bool {
+        let children = CHILDREN_PER_BLOCK as u64;
+        let greatest = self.blocks.last().max(self.new_blocks.last());
+        let (mut first, mut last) = (block, block);
+        while greatest.is_some_and(|greatest| *greatest >= first) {
+            let reaches = |blocks: &BTreeSet<u64>| blocks.range(first..=last).next().is_some();
+            if reaches(&self.blocks) || reaches(&self.new_blocks) {
+                return true;
+            }
+            first = first.saturating_mul(children).saturating_add(1);
+            last = last.saturating_mul(children).saturating_add(children);
+        }
+        false
+    }
+}
+
+/// The last of the blocks that are so many levels below a block.
+fn last_below(block: u64, levels: u32) -> u64 {
+    let children = CHILDREN_PER_BLOCK as u64;
+    (0..levels).fold(block, |last, _| last.saturating_mul(children).saturating_add(children))
+}
+
 impl File {
+    /// The last chunk on the level of this one that cannot be opened without the tag block `damaged`, as this one cannot.
+    pub(super) fn last_without(&self, damaged: u64, chunk: ChunkIndex) -> ChunkIndex {
+        let geometry = self.context.geometry;
+        let EntryPlace::Block(block, _) = geometry.entry_place(chunk) else {
+            return geometry.last_with_same_tags(chunk);
+        };
+        let (mut top, mut height) = (block, 0);
+        while top > damaged
+            && let Parent::Block(above, _) = parent(top)
+        {
+            (top, height) = (above, height + 1);
+        }
+        geometry.last_of_block(if top == damaged { last_below(top, height) } else { block })
+    }
+
     /// The entry of a chunk, `None` for a hole. Only if the tag block is in memory; [`load`](Self::load) sees to it.
     pub(super) fn entry(&self, state: &State, chunk: ChunkIndex) -> Option<NonceAndTag> {
         match self.context.geometry.entry_place(chunk) {
@@ -72,6 +112,28 @@ impl File {
         let Parent::Block(above, position) = parent(block) else { return Ok(state.page.header().root) };
         self.load_block(state, keys, above)?;
         Ok(state.blocks.get(&above).map_or(NO_BLOCK, |above| above.child(position)))
+    }
+
+    /// The last chunk that is a hole for the same reason as this one, which is one: the same tag block, or many, because a
+    /// block above them does not exist. So a hole can be passed at a cost that does not grow with it.
+    pub(super) fn last_of_hole(&self, state: &State, chunk: ChunkIndex) -> ChunkIndex {
+        let geometry = self.context.geometry;
+        let EntryPlace::Block(block, _) = geometry.entry_place(chunk) else {
+            return geometry.last_with_same_tags(chunk);
+        };
+        let is_absent = |block| match parent(block) {
+            Parent::Header => state.page.header().root == NO_BLOCK,
+            Parent::Block(above, position) => {
+                state.blocks.get(&above).is_some_and(|above| above.child(position) == NO_BLOCK)
+            }
+        };
+        let (mut last, mut top, mut height) = (block, block, 0_u32);
+        while is_absent(top) && !state.dirty.reach_below(top) {
+            last = last_below(top, height);
+            let Parent::Block(above, _) = parent(top) else { break };
+            (top, height) = (above, height + 1);
+        }
+        geometry.last_of_block(last)
     }
 
     /// Sets an entry whose tag block is in memory, or makes it a hole.

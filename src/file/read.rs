@@ -204,12 +204,15 @@ impl File {
                 return Ok((what == Seek::Hole && offset.0 < state.len().0).then_some(state.len()));
             }
             let state = self.loaded(state, &keys, first, first)?;
-            let behind = self.context.geometry.last_with_same_tags(first).0 + 1;
+            let same_tags = self.context.geometry.last_with_same_tags(first).0;
             let wanted = |chunk: &u64| self.entry(&state, ChunkIndex(*chunk)).is_some() == (what == Seek::Data);
-            match (first.0..behind.min(count)).find(wanted) {
+            match (first.0..=same_tags.min(count - 1)).find(wanted) {
                 Some(chunk) if chunk == first.0 => return Ok(Some(at)),
                 Some(chunk) => return Ok(Some(self.context.geometry.chunk_start(ChunkIndex(chunk)))),
-                None => at = self.context.geometry.chunk_start(ChunkIndex(behind)),
+                None => {
+                    let last = if what == Seek::Data { self.last_of_hole(&state, first).0 } else { same_tags };
+                    at = self.context.geometry.chunk_start(ChunkIndex(last.saturating_add(1).min(count)));
+                }
             }
         }
     }

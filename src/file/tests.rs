@@ -380,3 +380,52 @@ fn more_tag_blocks_than_are_kept_in_memory_are_written_and_read_again_and_again(
         assert!(out == [3; 4096], "block {block}");
     }
 }
+
+#[test]
+fn holes_are_passed_whatever_their_size_and_all_damage_is_found() {
+    let volume = Volume::new(12);
+    let file = volume.create();
+    const C: u64 = 4096;
+    let places =
+        [0, 5 * C, 63 * C, 64 * C, 320 * C, (64 + 256 * 70) * C, 1 << 33, (1 << 42) + 7 * C, (1 << 43) - 3 * C];
+    let seek = |file: &File, from| file.seek(PlainOffset(from), Seek::Data).unwrap().map(|at| at.0);
+    let all = |file: &File| {
+        let mut found = Vec::new();
+        let mut at = 0;
+        while let Some(data) = seek(file, at) {
+            found.push(data);
+            at = data + C;
+        }
+        found
+    };
+    // Neither sealed nor in any order; then sealed, and read again from the store.
+    for (count, place) in places.iter().rev().enumerate() {
+        file.write(PlainOffset(*place), b"data").unwrap();
+        assert_eq!(all(&file), places[places.len() - 1 - count..]);
+    }
+    file.sync(true).unwrap();
+    assert_eq!(all(&file), places);
+    drop(file);
+    assert_eq!(all(&volume.reopen().unwrap()), places);
+    let stored = volume.tree.open_file(b"file", true).unwrap();
+    let geometry = volume.context.geometry;
+    for chunk in [5, 63, 64 + 256 * 70] {
+        stored.write_at(b"damage", geometry.stored_chunk(ChunkIndex(chunk))).unwrap();
+    }
+    let file = volume.reopen().unwrap();
+    let examine = |file: &File| {
+        let (mut found, mut bytes, mut next) = (Vec::new(), 0, Some(PlainOffset(0)));
+        while let Some(at) = next {
+            let (opened, then) = file.examine(at, PlainOffset(u64::MAX), &mut |damage| found.push(damage)).unwrap();
+            (bytes, next) = (bytes + opened, then);
+        }
+        (found, bytes)
+    };
+    let damaged = |chunk| Damage::Chunk(ChunkIndex(chunk));
+    assert_eq!(examine(&file).0, [damaged(5), damaged(63), damaged(64 + 256 * 70)]);
+    drop(file);
+    stored.write_at(b"damage", geometry.stored_block(0)).unwrap();
+    let (found, _) = examine(&volume.reopen().unwrap());
+    assert_eq!(found[..2], [damaged(5), damaged(63)]);
+    assert!(found[2..].iter().all(|damage| *damage == Damage::TagBlock(0)) && found.len() > 2);
+}

@@ -148,10 +148,14 @@ impl Geometry {
     pub fn last_with_same_tags(self, chunk: ChunkIndex) -> ChunkIndex {
         match self.entry_place(chunk) {
             EntryPlace::Header(_) => ChunkIndex(ENTRIES_PER_HEADER as u64 - 1),
-            EntryPlace::Block(block, _) => {
-                ChunkIndex(ENTRIES_PER_HEADER as u64 + (block + 1) * ENTRIES_PER_BLOCK as u64 - 1)
-            }
+            EntryPlace::Block(block, _) => self.last_of_block(block),
         }
+    }
+
+    /// The last chunk whose entry lies in a tag block.
+    pub fn last_of_block(self, block: u64) -> ChunkIndex {
+        let blocks = block.saturating_add(1);
+        ChunkIndex(blocks.saturating_mul(ENTRIES_PER_BLOCK as u64).saturating_add(ENTRIES_PER_HEADER as u64 - 1))
     }
 
     /// How many tag blocks a file of this length has.

@@ -1,6 +1,7 @@
 //! Making files, directories, symbolic links and nodes. Whatever appears under its name is complete: nothing is ever
 //! seen half-made, however the machine goes down.
 
+use super::keyring::Unlocked;
 use super::naming::{make_side, parse_dir_id, remove_side};
 use super::*;
 use crate::crypto::derive::Dek;
@@ -228,20 +229,28 @@ impl Fs {
         let _paths = self.namespace.read();
         let place = self.nodes.place(ino)?;
         let target = self.nodes.directory(place.parent)?.read_symlink(&place.entry)?;
-        let sealed = match target.strip_prefix(b".") {
+        self.open_target(&keys, &target)?.ok_or_else(|| {
+            self.found_damage(|| format!("symbolic link {ino} does not authenticate"));
+            Error::Damaged
+        })
+    }
+
+    /// The target that a stored one stands for, `None` if it does not authenticate.
+    pub(super) fn open_target(&self, keys: &Unlocked, stored: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let sealed = match stored.strip_prefix(b".") {
             Some(side) => {
-                let file = self.volume.links()?.open_file(side, false)?;
+                let file = match self.volume.links()?.open_file(side, false) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    other => other?,
+                };
                 let mut sealed = vec![0; 2 * MAX_STORED_TARGET];
                 let len = file.read_at(&mut sealed, StoredOffset(0))?;
                 sealed.truncate(len);
                 Some(sealed)
             }
-            None => BASE64URL_NOPAD.decode(&target).ok(),
+            None => BASE64URL_NOPAD.decode(stored).ok(),
         };
-        sealed.and_then(|sealed| keys.symlinks.open(b"", &sealed).ok()).ok_or_else(|| {
-            self.found_damage(|| format!("symbolic link {ino} does not authenticate"));
-            Error::Damaged
-        })
+        Ok(sealed.and_then(|sealed| keys.symlinks.open(b"", &sealed).ok()))
     }
 
     /// Gives an inode another name.

@@ -8,9 +8,20 @@ use crate::crypto::derive::Dek;
 use crate::file::{self, Damage, Found, Keys, Unverified};
 use crate::format::header::Header;
 use crate::journal::Target;
+use crate::kms::Wrapped;
 use crate::store::{Seek, SetTime, Timestamp};
 use crate::units::{Epoch, FileId};
 use std::sync::atomic::Ordering::Relaxed;
+
+/// What a stored file is found to be.
+pub(super) enum Stored {
+    /// A file; what is in it is authenticated as it is read.
+    Whole(Box<File>),
+    /// Nobody was promised anything of it before the machine went down: it counts as empty.
+    Unfinished,
+    /// Not what was written.
+    Damaged(Damage),
+}
 
 /// How many fresh files are remembered, to be synced one by one.
 const MAX_FRESH: usize = 32;
@@ -101,36 +112,49 @@ impl Fs {
     }
 
     fn read_file(&self, keys: &Unlocked, ino: u64, store: Arc<dyn StoreFile>) -> Result<File> {
-        let crashed = !self.context.journal.crashed_batches().is_empty();
-        let found = match Unverified::read(&*store) {
+        match self.open_stored(keys, ino, &|| self.nodes.path(ino), &store)? {
+            Stored::Whole(file) => Ok(*file),
+            Stored::Unfinished => self.begin_anew(keys, ino, store),
+            Stored::Damaged(damage) => Err(self.damaged_file(ino, &damage)),
+        }
+    }
+
+    /// What a stored file is; nothing of it changes but what a crash had left behind its end.
+    pub(super) fn open_stored(
+        &self,
+        keys: &Unlocked,
+        ino: u64,
+        path: &dyn Fn() -> Vec<u8>,
+        store: &Arc<dyn StoreFile>,
+    ) -> Result<Stored> {
+        let found = match Unverified::read(&**store) {
             Ok(Found::Header(found)) => found,
             // It was created, and the machine went down before anybody was promised anything of it.
-            Ok(Found::Nothing) if crashed => return self.begin_anew(keys, ino, store),
-            Ok(Found::Nothing) => return Err(self.damaged_file(ino, &Damage::Length)),
-            Err(error) => return Err(self.file_error(ino, error)),
+            Ok(Found::Nothing) if !self.context.journal.crashed_batches().is_empty() => return Ok(Stored::Unfinished),
+            Ok(Found::Nothing) => return Ok(Stored::Damaged(Damage::NoHeader)),
+            Err(file::Error::Damaged(damage)) => return Ok(Stored::Damaged(damage)),
+            Err(error) => return Err(error.into()),
         };
         let header = found.header().clone();
-        let file_keys = self.file_keys(keys, ino, &header)?;
-        let target = Target { file: header.file, ino, path: self.nodes.path(ino) };
-        match File::open(Arc::clone(&self.context), Arc::clone(&store), target, *found, file_keys) {
+        let Some(wrapped) = self.volume.wrapped(&header.envelope) else {
+            return Ok(Stored::Damaged(Damage::UnknownKek));
+        };
+        let file_keys = self.keys_of_envelope(keys, &header, wrapped)?;
+        let target = Target { file: header.file, ino, path: path() };
+        match File::open(Arc::clone(&self.context), Arc::clone(store), target, *found, file_keys) {
+            Ok(file) => Ok(Stored::Whole(Box::new(file))),
             Err(file::Error::Damaged(damage)) => {
                 let unfinished = self.context.journal.crashed_batches().contains(&header.batch);
-                if unfinished && header.batch != 0 {
-                    tracing::warn!(
-                        "file {} was being written when the machine went down: it is empty now",
-                        header.file
-                    );
-                    return self.begin_anew(keys, ino, store);
-                }
-                Err(self.damaged_file(ino, &damage))
+                Ok(if unfinished && header.batch != 0 { Stored::Unfinished } else { Stored::Damaged(damage) })
             }
-            other => other.map_err(|error| self.file_error(ino, error)),
+            Err(error) => Err(error.into()),
         }
     }
 
     /// Lets a file of which nothing was ever durable be empty.
     fn begin_anew(&self, keys: &Unlocked, ino: u64, store: Arc<dyn StoreFile>) -> Result<File> {
         let (envelope, secret) = self.envelopes.take(&self.leases, &self.volume)?;
+        tracing::warn!("file {ino} was being written when the machine went down: it is empty now");
         let file = FileId(crate::crypto::random_id());
         let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, file, Epoch(0));
         let target = Target { file, ino, path: self.nodes.path(ino) };
@@ -145,9 +169,12 @@ impl Fs {
 
     fn file_keys(&self, keys: &Unlocked, ino: u64, header: &Header) -> Result<Arc<Keys>> {
         let Some(wrapped) = self.volume.wrapped(&header.envelope) else {
-            self.found_damage(|| format!("file {ino}: its KEK is none of the volume's"));
-            return Err(Error::Damaged);
+            return Err(self.damaged_file(ino, &Damage::UnknownKek));
         };
+        self.keys_of_envelope(keys, header, wrapped)
+    }
+
+    fn keys_of_envelope(&self, keys: &Unlocked, header: &Header, wrapped: Wrapped) -> Result<Arc<Keys>> {
         let Some(secret) = self.leases.cached(&wrapped) else {
             return Err(Error::NeedKey(Need::Unwrap(Box::new(wrapped))));
         };
@@ -164,7 +191,7 @@ impl Fs {
         Ok(())
     }
 
-    fn damaged_file(&self, ino: u64, damage: &Damage) -> Error {
+    pub(super) fn damaged_file(&self, ino: u64, damage: &Damage) -> Error {
         let file = self.open_file(ino).map(|file| file.header().file);
         match (damage, file) {
             (Damage::Chunk(chunk), Some(file)) => {

@@ -60,11 +60,7 @@ impl Fs {
             return Ok(Naming::Plain);
         }
         let id = self.nodes.dir_id(ino, |directory| {
-            let id = match directory.read_symlink(names::DIR_ID_ENTRY) {
-                Ok(target) => parse_dir_id(&target),
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => None,
-                Err(error) => return Err(error.into()),
-            };
+            let id = read_dir_id(directory)?;
             if id.is_none() {
                 self.found_damage(|| format!("directory {ino} has no id"));
             }
@@ -94,7 +90,7 @@ impl Fs {
     }
 
     /// The name that an entry stands for: `Ok(None)` for what is kmsfs's own.
-    fn plain_name(
+    pub(super) fn plain_name(
         &self,
         keys: &Entered<'_>,
         naming: Naming,
@@ -168,11 +164,23 @@ fn check(name: &[u8]) -> Result<()> {
 }
 
 /// The name under which an entry is shown whose own cannot be read.
-fn escape(entry: &[u8]) -> Vec<u8> {
+pub(super) fn escape(entry: &[u8]) -> Vec<u8> {
     if UNREADABLE.len() + entry.len() <= NAME_MAX {
         return [UNREADABLE, entry].concat();
     }
     [UNREADABLE, HASHED, &blake3::hash(entry).to_hex().as_bytes()[..32]].concat()
+}
+
+/// The id of a directory of the store, `None` if it has none that is well formed.
+///
+/// # Errors
+/// The store's.
+pub fn read_dir_id(directory: &dyn StoreDir) -> io::Result<Option<DirId>> {
+    match directory.read_symlink(names::DIR_ID_ENTRY) {
+        Ok(target) => Ok(parse_dir_id(&target)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The id in the target of a directory's id entry.

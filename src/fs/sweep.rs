@@ -53,6 +53,7 @@ impl Fs {
         if stat.kind != Kind::File {
             return Ok(());
         }
+        self.let_creators_finish(&stat);
         self.nodes.remember(&stat, Place { parent, entry: entry.into() });
         let seen = loop {
             let seen = {

@@ -5,9 +5,11 @@ mod holder;
 use super::error::{Error, Result};
 use crate::crypto::derive::VolumeKeys;
 use crate::crypto::{Secret32, names, random_id};
+use crate::file::Context;
 use crate::format::header::Envelope;
 use crate::format::volume::{Kek, KekRole, MAX_LEN, VolumeRecord};
-use crate::format::{ChunkSize, Malformed};
+use crate::format::{ChunkSize, Geometry, Malformed};
+use crate::journal::Journal;
 use crate::kms::{Kms, KmsError, KmsErrorKind, Wrapped};
 use crate::store::dir::DirStore;
 use crate::store::{Store, StoreDir, replace_file};
@@ -247,8 +249,23 @@ impl Volume {
     }
 
     /// The directory of the targets that are too long for a symbolic link.
-    pub(super) fn links(&self) -> io::Result<Arc<dyn StoreDir>> {
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn links(&self) -> io::Result<Arc<dyn StoreDir>> {
         self.root.open_dir(LINKS)
+    }
+
+    /// What its files share, with its journal.
+    pub fn context(&self, journal: Journal) -> Arc<Context> {
+        let record = self.record();
+        Arc::new(Context {
+            volume: record.id,
+            geometry: Geometry::new(record.chunk_size),
+            kek_floor: record.kek_floor,
+            epoch_floor: record.epoch_floor,
+            journal: Arc::new(journal),
+        })
     }
 
     /// The envelope, as a header carries it, of a secret that was wrapped for this volume.

@@ -3,7 +3,7 @@
 //! filesystem then lets new files inherit them.
 
 use super::*;
-use crate::store::SetXattr;
+use crate::store::{Inode, SetXattr};
 
 const STORED_PREFIX: &[u8] = b"user.kmsfs.";
 const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
@@ -76,6 +76,22 @@ impl Fs {
         }
         self.with_inode(ino, |inode| Ok(inode.remove_xattr(&stored(&keys, name)?)?))
     }
+}
+
+/// How many attributes of an inode of the store are kmsfs's and do not authenticate.
+///
+/// # Errors
+/// The store's.
+pub(super) fn damaged(keys: &Entered<'_>, inode: &dyn Inode) -> std::io::Result<usize> {
+    let mut count = 0;
+    for name in inode.xattr_names()? {
+        let Some(sealed) = name.strip_prefix(STORED_PREFIX) else { continue };
+        // Gone since they were listed: not damaged.
+        let Some(value) = inode.xattr(&name)? else { continue };
+        let opened = keys.xattr_names.open_full(b"", sealed).and_then(|name| keys.xattr_values.open(&name, &value));
+        count += usize::from(opened.is_err());
+    }
+    Ok(count)
 }
 
 /// The name by which the backing filesystem knows an attribute.

@@ -111,6 +111,45 @@ pub fn read_only(dir: &dyn StoreDir) -> io::Result<(Journal, bool)> {
     Ok((Journal::of(Inner::of(logs, 0, &state), libc::EROFS), clean))
 }
 
+/// What the logs look like, without their records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// The volume was unmounted, or never mounted: there is nothing to be recovered.
+    pub clean: bool,
+    /// There are logs that were in use, and none has a header that can be read: nobody can tell what they held.
+    pub damaged: bool,
+    /// Grows with each mount that can write.
+    pub sequence: u64,
+}
+
+/// Looks at the logs and changes nothing.
+///
+/// # Errors
+/// Those of the store.
+pub fn inspect(dir: &dyn StoreDir) -> io::Result<Inspection> {
+    let mut newest: Option<State> = None;
+    let mut damaged = false;
+    for name in LOG_NAMES {
+        let Some(file) = there(dir.open_file(name, false))? else { continue };
+        match read_header(&*file)? {
+            Some(state) if newest.as_ref().is_none_or(|newest| state.sequence > newest.sequence) => {
+                newest = Some(state);
+            }
+            Some(_) => (),
+            None => {
+                let mut page = [0; PAGE];
+                file.read_at(&mut page, StoredOffset(0))?;
+                // One that is retired, or was never used, is zeros. A torn one beside a whole one is what a crash leaves.
+                damaged |= page != [0; PAGE];
+            }
+        }
+    }
+    Ok(match newest {
+        Some(state) => Inspection { clean: state.clean, damaged: false, sequence: state.sequence },
+        None => Inspection { clean: true, damaged, sequence: 0 },
+    })
+}
+
 /// Opens a log file; a missing one is made under another name first, so that a short one is never found.
 fn open_log(dir: &dyn StoreDir, name: &[u8], len: u64) -> io::Result<Arc<dyn StoreFile>> {
     match dir.open_file(name, true) {

@@ -53,6 +53,27 @@ impl Holding {
         Ok(Ok(Self { file }))
     }
 
+    /// Keeps a volume from being mounted other than read-only, without writing anything. `None` if it was never mounted,
+    /// so that there is nothing to hold.
+    ///
+    /// # Errors
+    /// `Ok(Err(holder))` names who has it, as far as that is known; else the system's error.
+    pub fn look(volume: &Path) -> io::Result<Result<Option<Self>, Option<Holder>>> {
+        let mut file = match File::open(volume.join(NAME)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ok(None)),
+            other => other?,
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(Ok(Some(Self { file }))),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                let _ = Read::by_ref(&mut file).take(4096).read_to_string(&mut text);
+                Ok(Err(serde_json::from_str(&text).ok()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Lets others that only read in, too.
     ///
     /// # Errors
@@ -95,7 +116,11 @@ mod tests {
         assert_eq!(Holding::take(dir.path(), &me, false).unwrap().unwrap_err(), Some(me.clone()));
         assert_eq!(Holding::take(dir.path(), &me, true).unwrap().unwrap_err(), Some(me.clone()));
         assert_eq!(Holding::current(dir.path()).unwrap(), Some(me.clone()));
+        assert_eq!(Holding::look(dir.path()).unwrap().unwrap_err(), Some(me.clone()));
         drop(held);
+        let looking = Holding::look(dir.path()).unwrap().unwrap();
+        assert!(Holding::take(dir.path(), &me, false).unwrap().is_err(), "while somebody looks");
+        drop(looking);
         let first = Holding::take(dir.path(), &me, true).unwrap().unwrap();
         let second = Holding::take(dir.path(), &me, true).unwrap().unwrap();
         assert!(Holding::take(dir.path(), &me, false).unwrap().is_err());
