@@ -249,10 +249,10 @@ impl Run<'_> {
         }
         match item.stat.kind {
             store::Kind::File => return self.file(item),
-            store::Kind::Symlink => {
-                if self.outcome(&item, fs.examine_link(&*item.directory, &item.entry)) == Some(false) {
-                    self.report(Kind::LinkTarget, &item, "its target does not authenticate");
-                }
+            store::Kind::Symlink
+                if self.outcome(&item, fs.examine_link(&*item.directory, &item.entry)) == Some(false) =>
+            {
+                self.report(Kind::LinkTarget, &item, "its target does not authenticate");
             }
             _ => (),
         }
