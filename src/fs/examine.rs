@@ -68,7 +68,8 @@ impl Fs {
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => directory.open_file(entry, false)?,
             other => other?,
         };
-        let ino = store.inode().stat()?.ino;
+        let stat = store.inode().stat()?;
+        let ino = stat.ino;
         let found = |file: Arc<File>| {
             self.restore_keys(&keys, &file)?;
             Ok(Examined::File(Examination { ino, file }))
@@ -83,6 +84,7 @@ impl Fs {
         match self.open_stored(&keys, ino, &|| path.to_vec(), &store)? {
             Stored::Whole(file) => {
                 let file = Arc::new(*file);
+                file.set_mtime(stat.mtime);
                 let file = Arc::clone(&self.files.lock().entry(ino).or_insert_with(|| OpenFile::of(&file)).file);
                 Ok(Examined::File(Examination { ino, file }))
             }
