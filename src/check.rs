@@ -1,6 +1,6 @@
-//! Checking volumes: what can be seen without a key ([`structure`]), authenticating everything ([`Deep`]), and taking
-//! damaged files aside ([`quarantine`]). Files are read by the code that serves mounts; nothing is parsed twice.
-//! Depends on `fs` and below. Invariant: nothing here changes a volume but [`quarantine`].
+//! Checking volumes: what can be seen without a key ([`structure()`]), authenticating everything ([`Deep`]), and taking
+//! damaged files aside ([`quarantine()`]). Files are read by the code that serves mounts; nothing is parsed twice.
+//! Depends on `fs` and below. Invariant: nothing here changes a volume but [`quarantine()`].
 
 mod deep;
 mod finding;

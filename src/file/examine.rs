@@ -8,7 +8,7 @@ use crate::units::{ChunkIndex, PlainOffset};
 pub const STEP: u64 = 1 << 20;
 
 impl File {
-    /// Authenticates about [`STEP`] bytes at or after `from`, which begins a chunk, and calls `found` for each damage.
+    /// Authenticates about 1 MiB at or after `from`, which begins a chunk, and calls `found` for each damage.
     /// Holes cost next to nothing. Returns how many bytes were opened, and where to go on; `None` at the end of the
     /// file, or if that lies at or behind `to`.
     ///
