@@ -16,6 +16,7 @@ pub use quarantine::{QuarantineError, quarantine};
 pub use queue::Order;
 pub use saved::Saved;
 pub use structure::Totals;
+pub use walk::size;
 
 use crate::file::Context;
 use crate::fs::volume::Volume;

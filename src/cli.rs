@@ -10,6 +10,7 @@ mod key;
 mod lock;
 mod mount;
 mod report;
+mod scrub;
 mod status;
 mod umount;
 
@@ -49,6 +50,8 @@ enum Command {
     Audit(audit::AuditCommand),
     /// Check a volume that is not mounted: its structure without any key, everything with --deep
     Fsck(fsck::Fsck),
+    /// Check a volume while it is mounted: authenticates everything, at a limited rate if told to
+    Scrub(scrub::Scrub),
     /// Make a mount unreadable until it is unlocked
     Lock(lock::Lock),
     /// Make a mount readable again that was locked by hand, if the KMS grants its key
@@ -78,6 +81,7 @@ pub fn run() -> ExitCode {
         Command::Info(command) => info::run(&command),
         Command::Audit(command) => audit::run(&command),
         Command::Fsck(command) => fsck::run(&command),
+        Command::Scrub(command) => scrub::run(&command),
         Command::Lock(command) => lock::lock(&command),
         Command::Unlock(command) => lock::unlock(&command),
         Command::DevVault(command) => dev_vault::run(command),

@@ -30,7 +30,7 @@ pub enum Exit {
     Credentials = 8,
     /// The volume is already mounted, or the mountpoint is taken; the message names the holder.
     AlreadyMounted = 9,
-    /// Something still uses the mount.
+    /// Something still uses the mount, or another scrub runs on it.
     Busy = 10,
     /// The KMS answers, but this is not the key (or not the volume) that it takes.
     WrongKey = 11,

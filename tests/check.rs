@@ -4,6 +4,8 @@
 
 #[path = "format/harness.rs"]
 mod harness;
+#[path = "check/online.rs"]
+mod online;
 
 use harness::*;
 use kmsfs::fs::{Fs, ROOT};

@@ -186,12 +186,12 @@ pub enum Event {
     Check {
         /// `fsck` or `scrub`.
         what: &'static str,
+        /// It came to its end.
+        complete: bool,
         /// Files that were looked at.
         files: u64,
         /// What was found wrong.
         damaged: u64,
-        /// What was repaired.
-        repaired: u64,
     },
     /// Authenticates all lines before this one.
     Checkpoint {

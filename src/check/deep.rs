@@ -4,6 +4,7 @@
 use super::finding::{Findings, Kind};
 use super::queue::{Order, Queue};
 use super::walk::{entries, join, order};
+use crate::crypto::wipe_stack;
 use crate::file::Damage;
 use crate::fs::examine::{Examination, Examined, Named};
 use crate::fs::{Error, Fs, Need};
@@ -115,6 +116,7 @@ impl Deep<'_> {
                         run.work(task);
                         run.queue.done();
                     }
+                    wipe_stack();
                 });
             }
             let mut seen = HashSet::new();
@@ -155,13 +157,18 @@ impl Run<'_> {
             let stored = join(stored, &entry.name);
             if let Err(error) = self.entry(directory, entry.name, &stored, path, seen) {
                 // Removed or exchanged meanwhile is no matter of the disk.
-                let is_gone = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP));
-                if !(self.deep.online && is_gone) {
+                if !self.is_gone(&error) {
                     self.deep.findings.lock().add(Kind::Io, &stored, None, error.to_string());
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether an error says no more than that somebody removed or exchanged what was looked at.
+    fn is_gone(&self, error: &io::Error) -> bool {
+        let number = error.raw_os_error();
+        self.deep.online && matches!(number, Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ESTALE))
     }
 
     fn entry(
@@ -211,7 +218,13 @@ impl Run<'_> {
                 let is_said = findings.add_path(stored, &path, &[Kind::LongName])
                     || findings.add_path(&stored[..parent], &[], &[Kind::DirectoryId]);
                 if !is_said {
-                    findings.add(Kind::Name, stored, Some(&path), "a name that does not authenticate in its directory");
+                    let detail = "a name that does not authenticate in its directory";
+                    findings.add(Kind::Name, stored, Some(&path), detail);
+                    drop(findings);
+                    if self.deep.online {
+                        let ino = directory.stat(entry).map_or(0, |stat| stat.ino);
+                        self.deep.fs.note_damage(&format!("inode {ino}: {detail}"));
+                    }
                 }
                 Ok(Some(shown))
             }
@@ -315,7 +328,7 @@ impl Run<'_> {
             let Some((bytes, next)) = self.outcome(item, step) else { return };
             let end = PlainOffset(examination.len().0.min(to.0).max(at.0));
             self.deep.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
-            self.deep.progress.position.fetch_add(next.unwrap_or(end).0 - at.0, Ordering::Relaxed);
+            self.deep.progress.position.fetch_add(next.unwrap_or(end).0.saturating_sub(at.0), Ordering::Relaxed);
             (self.deep.pace)(bytes);
             match next {
                 Some(next) => at = next,
@@ -360,7 +373,12 @@ impl Run<'_> {
     fn outcome<T>(&self, item: &Item, result: Result<T, Error>) -> Option<T> {
         match result {
             Ok(value) => return Some(value),
-            Err(Error::Errno(number)) => self.report(Kind::Io, item, &io::Error::from_raw_os_error(number).to_string()),
+            Err(Error::Errno(number)) => {
+                let error = io::Error::from_raw_os_error(number);
+                if !self.is_gone(&error) {
+                    self.report(Kind::Io, item, &error.to_string());
+                }
+            }
             // Gone while it was looked at.
             Err(Error::Stale) => (),
             Err(_) => self.fail(Stopped::Locked),
@@ -370,7 +388,7 @@ impl Run<'_> {
 
     fn damage(&self, item: &Item, damage: &Damage) {
         if self.deep.online {
-            self.deep.fs.note_damage(&format!("file {}: {damage}", item.stat.ino));
+            self.deep.fs.note_damaged_file(item.stat.ino, damage);
         }
         self.deep.findings.lock().add_damage(damage, &item.stored, Some(&item.path));
     }

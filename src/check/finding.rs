@@ -251,6 +251,11 @@ impl Findings {
         }
     }
 
+    /// Leaves what was found where it is stored, without what it is called in plain names.
+    pub fn forget_names(&mut self) {
+        self.0.values_mut().for_each(|found| found.path = None);
+    }
+
     /// Takes damage of a file.
     pub fn add_damage(&mut self, damage: &Damage, stored: &[u8], path: Option<&[u8]>) {
         let detail = match damage {

@@ -294,7 +294,7 @@ fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
-fn bar(bytes: u64) -> ProgressBar {
+pub(super) fn bar(bytes: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -307,7 +307,7 @@ fn bar(bytes: u64) -> ProgressBar {
 }
 
 /// Lets the first signal end the check in order, and the second one at once.
-fn stop_on_signals(stop: &Arc<AtomicBool>) -> std::io::Result<()> {
+pub(super) fn stop_on_signals(stop: &Arc<AtomicBool>) -> std::io::Result<()> {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         signal_hook::flag::register_conditional_shutdown(signal, Exit::Interrupted as i32, Arc::clone(stop))?;
         signal_hook::flag::register(signal, Arc::clone(stop))?;

@@ -1,7 +1,7 @@
 //! `kmsfs lock` and `kmsfs unlock`.
 
 use super::{Exit, Failure};
-use crate::daemon::control::{self, Command, Reply};
+use crate::daemon::control::{self, Command, Problem, Reply};
 use crate::daemon::mountpoint;
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -30,18 +30,24 @@ pub fn unlock(arguments: &Unlock) -> Result<(), Failure> {
 
 fn tell(mountpoint: &Path, command: Command) -> Result<(), Failure> {
     match ask(mountpoint, command)? {
-        Reply::Failed { kind, message, hint } => {
-            let exit = match kind.as_str() {
-                "refused" => Exit::KmsRefused,
-                "unreachable" => Exit::KmsUnreachable,
-                "credentials" => Exit::Credentials,
-                "misconfigured" => Exit::KmsMisconfigured,
-                "damaged" => Exit::WrongKey,
-                _ => Exit::Failure,
-            };
-            Err(Failure { exit, message, hint })
-        }
+        Reply::Failed(problem) => Err(problem.into()),
         _ => Ok(()),
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(Problem { kind, message, hint }: Problem) -> Self {
+        let exit = match kind.as_str() {
+            "refused" => Exit::KmsRefused,
+            "unreachable" => Exit::KmsUnreachable,
+            "credentials" => Exit::Credentials,
+            "misconfigured" => Exit::KmsMisconfigured,
+            "damaged" => Exit::WrongKey,
+            "busy" => Exit::Busy,
+            "store" => Exit::Store,
+            _ => Exit::Failure,
+        };
+        Self { exit, message, hint }
     }
 }
 

@@ -96,6 +96,10 @@ fn print_one(status: &Status) {
     for (name, value) in rows {
         println!("{name:<13} {value}");
     }
+    if let Some(scrub) = &status.scrub {
+        let what = format!("{} files, {}", scrub.files, indicatif::HumanBytes(scrub.bytes));
+        println!("{:<13} {}: {what}, {} damaged", "scrub", scrub.state.name(), scrub.damaged);
+    }
     if let Some(error) = &status.last_error {
         println!("{:<13} {error}", "last error");
     }

@@ -2,9 +2,11 @@
 //! the mount's process ends if the client waits for that. Its place follows from the mountpoint, so that every
 //! command finds it.
 
-use super::Status;
+use super::{ScrubStatus, Status};
+use crate::check::Finding;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -28,6 +30,18 @@ pub enum Command {
     Unlock,
     /// Which process it is; the connection then shows when it ends.
     Watch,
+    /// Begin to authenticate everything.
+    Scrub {
+        /// Bytes a second, at most.
+        rate: Option<NonZeroU64>,
+    },
+    /// How far a scrub is; answered when it ends, or after a moment.
+    ScrubProgress {
+        /// Which one.
+        number: u64,
+    },
+    /// End the scrub that runs.
+    ScrubCancel,
 }
 
 /// A request.
@@ -45,15 +59,38 @@ pub enum Reply {
     Status(Box<Status>),
     /// It was done.
     Done,
-    /// It was not done, and why: a kind for the program, words for people.
-    Failed {
-        /// `refused`, `unreachable`, `credentials`, `misconfigured`, `damaged` or `other`.
-        kind: String,
-        /// What happened.
-        message: String,
-        /// What to do about it.
-        hint: Option<String>,
+    /// How far a scrub is.
+    Scrub {
+        /// Its state.
+        status: Box<ScrubStatus>,
+        /// What it found; nothing before it has ended.
+        findings: Vec<Finding>,
     },
+    /// It was not done, and why.
+    Failed(Problem),
+}
+
+/// What went wrong: a kind for the program, words for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// `refused`, `unreachable`, `credentials`, `misconfigured`, `damaged`, `busy`, `locked`, `store` or `other`.
+    pub kind: String,
+    /// What happened.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    /// One without a hint.
+    pub fn new(kind: &str, message: impl Into<String>) -> Self {
+        Self { kind: kind.to_owned(), message: message.into(), hint: None }
+    }
+
+    /// With a hint.
+    pub fn hint(self, hint: &str) -> Self {
+        Self { hint: Some(hint.to_owned()), ..self }
+    }
 }
 
 /// The directory of the control sockets of this user's mounts.
@@ -133,7 +170,7 @@ fn converse(mut stream: &UnixStream, answer: &dyn Fn(Command) -> Reply) {
     if BufReader::new(stream.take(MAX_LINE)).read_line(&mut line).is_err() {
         return;
     }
-    let failed = |message: String| Reply::Failed { kind: "other".into(), message, hint: None };
+    let failed = |message: String| Reply::Failed(Problem::new("other", message));
     let reply = match serde_json::from_str::<Request>(&line) {
         Ok(request) if request.version == VERSION => answer(request.command),
         Ok(request) => failed(format!("version {} of the protocol is not known", request.version)),

@@ -4,11 +4,12 @@
 //! 2. the kernel is made to send what applications wrote (`syncfs`), within the bound;
 //! 3. what it sent is committed;
 //! 4. the kernel is made to forget every page, name and attribute: its last dirty pages still come through;
-//! 5. those are committed, the gate is closed and every key wiped;
+//! 5. those are committed, the gate is closed and every key wiped, and the names that a scrub found;
 //! 6. the kernel is made to forget once more what slipped in between;
 //! 7. buffers that held plaintext are wiped, ours and those of the FUSE library;
 //! 8. the audit log gets its last checkpoint, and the key for those is wiped too.
 
+use super::scrub::Scrubber;
 use super::status::reason_name;
 use crate::audit::{Event, Recorder};
 use crate::crypto::derive::VolumeKeys;
@@ -39,6 +40,7 @@ pub struct Parts {
     pub forgetter: Forgetter,
     pub mountpoint: PathBuf,
     pub recorder: Recorder,
+    pub scrubber: Arc<Scrubber>,
 }
 
 impl Parts {
@@ -103,6 +105,7 @@ impl lease::Volume for Gatekeeper {
             return;
         }
         let begin = Instant::now();
+        self.scrubber.lock();
         let bound_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
         self.recorder.record(Event::Drain { reason: reason_name(reason), bound_ms });
         self.fs.begin_drain(reason);
@@ -117,6 +120,7 @@ impl lease::Volume for Gatekeeper {
         // What came with that is little.
         Parts::within(drain.saturating_sub(begin.elapsed()).max(SHORTEST), move || Parts::commit(&this.fs));
         let left = self.fs.close(reason);
+        self.scrubber.forget_names(SHORTEST);
         self.forgetter.forget(&known);
         self.buffers.wipe();
         self.wash();

@@ -1,8 +1,9 @@
 //! From a volume's directory to a mount that answers, and to its end.
 
-use super::control::{Command, Reply, Socket};
+use super::control::{Command, Problem, Reply, Socket};
 use super::gatekeeper::{Gatekeeper, Parts};
 use super::maintenance::Maintenance;
+use super::scrub::Scrubber;
 use super::trail::Trail;
 use super::{MountOptions, Status, mountpoint, process};
 use crate::audit;
@@ -100,6 +101,7 @@ fn run(
     let source = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
     let session = crate::fuse::mount(kernel, mountpoint, &source, &options.flags)
         .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
+    let scrubber = Arc::new(Scrubber::new(Arc::clone(&fs)));
     let parts = Arc::new(Parts {
         fs: Arc::clone(&fs),
         buffers,
@@ -107,6 +109,7 @@ fn run(
         forgetter: Forgetter::new(session.notifier()),
         mountpoint: mountpoint.to_owned(),
         recorder: trail.recorder(),
+        scrubber: Arc::clone(&scrubber),
     });
     let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
     let served = std::thread::Builder::new()
@@ -125,12 +128,14 @@ fn run(
     let socket = Socket::bind(mountpoint).map_err(|error| failed("the control socket cannot be made", &error));
     let maintenance = Maintenance::start(parts);
     let started = socket.and_then(|socket| {
-        let (fs, keeper) = (Arc::clone(&fs), Arc::clone(&keeper));
+        let (fs, keeper, scrubber) = (Arc::clone(&fs), Arc::clone(&keeper), Arc::clone(&scrubber));
         let (policy, mountpoint) = (options.policy, mountpoint.to_owned());
         let read_only = options.flags.read_only;
         socket
             .serve(move |command| {
-                answer(command, &fs, &keeper, |fs, keeper| Status::of(fs, keeper, &policy, &mountpoint, read_only))
+                answer(command, &keeper, &scrubber, || {
+                    Status::of(&fs, &keeper, &policy, &mountpoint, read_only, scrubber.status())
+                })
             })
             .map_err(|error| failed("the control socket cannot be served", &error))?;
         end_on_signals(options.mountpoint.clone()).map_err(|error| failed("signals cannot be handled", &error))?;
@@ -144,6 +149,7 @@ fn run(
             ready();
             crate::crypto::wipe_stack();
             let ended = served.join();
+            scrubber.close();
             maintenance.stop();
             finish(&fs, &keeper, &trail);
             drop(trail);
@@ -157,6 +163,7 @@ fn run(
         Err(failure) => {
             let _ = mountpoint::detach(mountpoint);
             let _ = served.join();
+            scrubber.close();
             maintenance.stop();
             finish(&fs, &keeper, &trail);
             Err(failure)
@@ -320,9 +327,9 @@ fn unwrap_volume_key(
     Ok((kms, outcome?.secret))
 }
 
-fn answer(command: Command, fs: &Fs, keeper: &Keeper, status: impl Fn(&Fs, &Keeper) -> Status) -> Reply {
+fn answer(command: Command, keeper: &Keeper, scrubber: &Scrubber, status: impl Fn() -> Status) -> Reply {
     match command {
-        Command::Status => Reply::Status(Box::new(status(fs, keeper))),
+        Command::Status => Reply::Status(Box::new(status())),
         Command::Watch => Reply::Done,
         Command::Lock => {
             keeper.lock();
@@ -330,11 +337,19 @@ fn answer(command: Command, fs: &Fs, keeper: &Keeper, status: impl Fn(&Fs, &Keep
         }
         Command::Unlock => match keeper.unlock() {
             Ok(()) => Reply::Done,
-            Err(UnlockError::Kms(error)) => {
-                Reply::Failed { kind: error.kind.name().to_owned(), message: error.to_string(), hint: error.hint }
-            }
-            Err(other) => Reply::Failed { kind: "other".into(), message: other.to_string(), hint: None },
+            Err(UnlockError::Kms(error)) => Reply::Failed(error.into()),
+            Err(other) => Reply::Failed(Problem::new("other", other.to_string())),
         },
+        Command::Scrub { rate } => match scrubber.start(rate) {
+            Ok(status) => Reply::Scrub { status: Box::new(status), findings: Vec::new() },
+            Err(problem) => Reply::Failed(problem),
+        },
+        Command::ScrubProgress { number } => match scrubber.progress(number) {
+            Ok((status, findings)) => Reply::Scrub { status: Box::new(status), findings },
+            Err(problem) => Reply::Failed(problem),
+        },
+        Command::ScrubCancel if scrubber.cancel() => Reply::Done,
+        Command::ScrubCancel => Reply::Failed(Problem::new("other", "no scrub runs on this mount")),
     }
 }
 

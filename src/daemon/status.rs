@@ -1,5 +1,6 @@
 //! What a mount says of itself.
 
+use super::ScrubStatus;
 use crate::fs::Fs;
 use crate::lease::{BootTime, Keeper, LeaseStats, LockReason, OnRevoked, Policy, State};
 use serde::{Deserialize, Serialize};
@@ -53,13 +54,22 @@ pub struct Status {
     pub uncommitted_at_lock: u64,
     /// Calls to the KMS and what came of them.
     pub kms: serde_json::Value,
+    /// The last scrub of this mount, or the one that runs; `null` if there was none.
+    pub scrub: Option<ScrubStatus>,
     /// The audit log of this mount; `null` if there is none, because nothing can be written to the volume.
     pub audit: Option<crate::audit::Status>,
 }
 
 impl Status {
     /// The state of a mount now.
-    pub fn of(fs: &Fs, keeper: &Keeper, policy: &Policy, mountpoint: &std::path::Path, read_only: bool) -> Self {
+    pub fn of(
+        fs: &Fs,
+        keeper: &Keeper,
+        policy: &Policy,
+        mountpoint: &std::path::Path,
+        read_only: bool,
+        scrub: Option<ScrubStatus>,
+    ) -> Self {
         let lease = keeper.status();
         let now = BootTime::now();
         let ago = |then: BootTime| now.0.saturating_sub(then.0).as_secs_f64();
@@ -96,6 +106,7 @@ impl Status {
             damaged: fs.counters.damaged.load(Relaxed),
             uncommitted_at_lock: fs.counters.lost.load(Relaxed),
             kms: serde_json::to_value(stats).unwrap_or_default(),
+            scrub,
             audit: fs.leases().recorder().status(),
         }
     }

@@ -57,7 +57,7 @@ impl Fs {
     pub fn begin_examination(&self, directory: &dyn StoreDir, entry: &[u8], path: &[u8]) -> Result<Examined> {
         let keys = self.enter()?;
         match directory.stat(entry) {
-            Ok(stat) if stat.kind == Kind::File => self.let_creators_finish(&stat),
+            Ok(stat) if stat.kind == Kind::File => (),
             Ok(_) => return Ok(Examined::Gone),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Examined::Gone),
             Err(error) => return Err(error.into()),
@@ -68,6 +68,8 @@ impl Fs {
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => directory.open_file(entry, false)?,
             other => other?,
         };
+        // Of what was opened: another one may have got the name, and even the number, since it was looked at.
+        self.let_creators_finish(&store.inode().stat()?);
         let stat = store.inode().stat()?;
         let ino = stat.ino;
         let found = |file: Arc<File>| {
@@ -108,7 +110,14 @@ impl Fs {
     ) -> Result<(u64, Option<PlainOffset>)> {
         let keys = self.enter()?;
         self.restore_keys(&keys, &examination.file)?;
-        Ok(examination.file.examine(from, to, found)?)
+        let mut damage = Vec::new();
+        let step = examination.file.examine(from, to, &mut |found| damage.push(found))?;
+        // Of a file whose last name is gone, changes may have been given up that were in memory only.
+        if !damage.is_empty() && examination.file.store().inode().stat()?.nlink == 0 {
+            return Ok((step.0, None));
+        }
+        damage.into_iter().for_each(found);
+        Ok(step)
     }
 
     /// Ends an examination: a file that nobody else uses is let go of.
@@ -127,6 +136,27 @@ impl Fs {
         self.found_damage(|| what.to_owned());
     }
 
+    /// The same for damage of a file.
+    pub fn note_damaged_file(&self, ino: u64, damage: &Damage) {
+        self.damaged_file(ino, damage);
+    }
+
+    /// Lets go of what examinations kept in memory and nobody else uses.
+    pub fn end_examinations(&self) {
+        self.drop_unused();
+    }
+
+    /// Looks at something, and once more while no names are made or removed if it does not look `good`: it may have
+    /// been removed and made again in the middle.
+    fn look_twice<T>(&self, look: impl Fn() -> T, good: impl Fn(&T) -> bool) -> T {
+        let seen = look();
+        if good(&seen) {
+            return seen;
+        }
+        let _alone = self.namespace.write();
+        look()
+    }
+
     /// Whether the target of a symbolic link of the store authenticates; so does one that is gone.
     ///
     /// # Errors
@@ -135,12 +165,13 @@ impl Fs {
         let keys = self.enter()?;
         let whole = || Ok::<_, Error>(self.open_target(&keys, &directory.read_symlink(entry)?)?.is_some());
         let is_there = || directory.stat(entry).is_ok_and(|stat| stat.kind == Kind::Symlink);
-        match whole() {
+        let look = || match whole() {
             // Its target may have been removed between the two.
             Ok(false) => Ok(!is_there()),
             Err(_) if !is_there() => Ok(true),
             other => other,
-        }
+        };
+        self.look_twice(look, |whole| matches!(whole, Ok(true)))
     }
 
     /// How many extended attributes of an entry of the store do not authenticate.
@@ -161,22 +192,25 @@ impl Fs {
     /// That the volume is locked; the store's.
     pub fn examine_name(&self, directory: &dyn StoreDir, entry: &[u8]) -> Result<Named> {
         let keys = self.enter()?;
-        let naming = match self.volume.record().plain_names {
-            true => Naming::Plain,
-            false => naming::read_dir_id(directory)?.map_or(Naming::Lost, Naming::Sealed),
+        let look = || {
+            let naming = match self.volume.record().plain_names {
+                true => Naming::Plain,
+                false => naming::read_dir_id(directory)?.map_or(Naming::Lost, Naming::Sealed),
+            };
+            Ok(match self.plain_name(&keys, naming, directory, entry) {
+                Ok(Some(name)) => Named::Name(name),
+                Ok(None) => Named::Internal,
+                Err(_) if directory.stat(entry).is_err() => Named::Internal,
+                Err(_) => Named::Unreadable(naming::escape(entry)),
+            })
         };
-        Ok(match self.plain_name(&keys, naming, directory, entry) {
-            Ok(Some(name)) => Named::Name(name),
-            Ok(None) => Named::Internal,
-            Err(_) if directory.stat(entry).is_err() => Named::Internal,
-            Err(_) => Named::Unreadable(naming::escape(entry)),
-        })
+        self.look_twice(look, |named| !matches!(named, Ok(Named::Unreadable(_))))
     }
 
     /// Waits until whoever creates something has finished, if what has these attributes may be a file that is just
-    /// being created: it is there before its header is.
+    /// being created: it is there before its header is, and with its header before it is known to be open.
     pub(super) fn let_creators_finish(&self, stat: &Stat) {
-        if stat.len.0 < PAGE as u64 {
+        if stat.len.0 <= PAGE as u64 {
             drop(self.namespace.write());
         }
     }

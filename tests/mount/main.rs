@@ -17,6 +17,7 @@ mod proof;
 mod recovery;
 mod remount;
 mod revocation;
+mod scrub;
 mod storms;
 mod unlinked;
 mod unreadable;
