@@ -190,6 +190,8 @@ impl fuser::Filesystem for Kernel {
             InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            // Else the kernel asks before each write whether there are file capabilities to take away.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
         for flag in wanted {
             // Each makes something faster or more complete; an older kernel does without.
@@ -239,7 +241,7 @@ impl fuser::Filesystem for Kernel {
 
     fn setattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -263,7 +265,14 @@ impl fuser::Filesystem for Kernel {
             atime: atime.map(set_time_of),
             mtime: mtime.map(set_time_of),
         };
-        let act = move |fs: &Fs| fs.change(ino.0, &changes);
+        // The library does not say whether the caller may keep them; root may.
+        let drops = size.is_some() && mode.is_none() && request.uid() != 0;
+        let act = move |fs: &Fs| {
+            if drops {
+                fs.drop_privileges(ino.0)?;
+            }
+            fs.change(ino.0, &changes)
+        };
         self.finish(act(&self.fs), act, move |result| match result {
             Ok(entry) => reply.attr(&TTL, &attr_of(&entry)),
             Err(number) => reply.error(number),
@@ -337,14 +346,20 @@ impl fuser::Filesystem for Kernel {
         self.reply_entry(self.fs.link(ino.0, parent.0, name.as_bytes()), reply);
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if Wash::owns(ino.0) {
             return reply.opened(FileHandle(ino.0), FopenFlags::FOPEN_DIRECT_IO);
         }
         let truncate = flags.0 & libc::O_TRUNC != 0;
         let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
         let open_flags = self.open_flags();
-        let act = move |fs: &Fs| fs.open(ino.0, writes, truncate);
+        let drops = truncate && request.uid() != 0;
+        let act = move |fs: &Fs| {
+            if drops {
+                fs.drop_privileges(ino.0)?;
+            }
+            fs.open(ino.0, writes, truncate)
+        };
         self.finish(act(&self.fs), act, move |result| match result {
             Ok(handle) => reply.opened(FileHandle(handle), open_flags),
             Err(number) => reply.error(number),
@@ -399,7 +414,7 @@ impl fuser::Filesystem for Kernel {
     fn write(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
@@ -411,6 +426,14 @@ impl fuser::Filesystem for Kernel {
         if Wash::owns(handle.0) {
             self.wash.meet();
             return reply.written(data.len() as u32);
+        }
+        if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+            match self.fs.drop_privileges(ino.0) {
+                // The kernel does not expect the mode to change by a write.
+                Ok(true) => drop(self.forgetter.get().map(|forgetter| forgetter.forget_attributes(ino.0))),
+                Ok(false) => (),
+                Err(error) => return reply.error(self.number(&error)),
+            }
         }
         let held_back = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let offset = PlainOffset(offset);
@@ -435,10 +458,15 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn flush(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        if Wash::owns(handle.0) {
-            return reply.ok();
+        if !self.direct_io {
+            // From then on the kernel spares each close a request: before it would send one it has sent what was written
+            // and the time of that, which is as good a sign.
+            reply.error(Errno::ENOSYS);
+        } else if Wash::owns(handle.0) {
+            reply.ok();
+        } else {
+            self.reply_empty(self.fs.flush(handle.0), reply);
         }
-        self.reply_empty(self.fs.flush(handle.0), reply);
     }
 
     fn release(
@@ -463,7 +491,7 @@ impl fuser::Filesystem for Kernel {
         self.finish(act(&self.fs), act, move |result| match result {
             Ok(()) => {
                 if let Some(forgetter) = forgetter.get() {
-                    forgetter.forget_blocks(ino.0);
+                    forgetter.forget_attributes(ino.0);
                 }
                 reply.ok();
             }

@@ -232,12 +232,36 @@ impl Fs {
                 SetTime::At(moment) => moment,
                 _ => file.store().inode().stat()?.mtime,
             });
+            if changes.len.is_none() && file.has_keys() {
+                // What the kernel does before a file is closed (see `flush`).
+                file.settle().map_err(|error| self.file_error(ino, error))?;
+            }
         }
         if ino == ROOT {
             let stat = self.nodes.directory(ROOT)?.inode().stat()?;
             return Ok(Entry { stat: Stat { ino: ROOT, ..stat }, len: PlainOffset(stat.len.0), generation: 0 });
         }
         self.attributes_of(ino)
+    }
+
+    /// Takes setuid, and setgid if the group may execute, away from a file that somebody changes. Says whether there was
+    /// anything to take away.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn drop_privileges(&self, ino: u64) -> Result<bool> {
+        let _keys = self.enter_draining()?;
+        let _paths = self.namespace.read();
+        self.with_inode(ino, |inode| {
+            let stat = inode.stat()?;
+            let group_executes = stat.permissions & libc::S_IXGRP != 0;
+            let dropped = libc::S_ISUID | if group_executes { libc::S_ISGID } else { 0 };
+            let drops = stat.kind == Kind::File && stat.permissions & dropped != 0;
+            if drops {
+                inode.set_permissions(stat.permissions & !dropped)?;
+            }
+            Ok(drops)
+        })
     }
 
     /// The space of the backing filesystem; given in every state.

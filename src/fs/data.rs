@@ -206,7 +206,7 @@ impl Fs {
         Error::Damaged
     }
 
-    fn file_error(&self, ino: u64, error: file::Error) -> Error {
+    pub(super) fn file_error(&self, ino: u64, error: file::Error) -> Error {
         match error {
             file::Error::Damaged(damage) => self.damaged_file(ino, &damage),
             other => other.into(),
@@ -264,7 +264,7 @@ impl Fs {
         Ok(())
     }
 
-    /// What `close` does: a file that is not committed yet can be read as it is now, also after the program that serves
+    /// What `close` does, and so does the change of the modification time with which the kernel begins it: a file that is not committed yet can be read as it is now, also after the program that serves
     /// it was killed. Changes of a committed one follow with the next batch; durable is all of it only after
     /// [`sync`](Self::sync).
     ///

@@ -23,7 +23,7 @@ impl Forgetter {
 
     /// Makes the kernel ask again for the attributes of an inode that somebody has open: with the writeback cache it
     /// does not see by itself how much space a file takes. Takes no lock of the kernel's that a request may hold.
-    pub fn forget_blocks(&self, ino: u64) {
+    pub fn forget_attributes(&self, ino: u64) {
         let _ = self.0.inval_inode(INodeNo(ino), -1, 0);
     }
 
