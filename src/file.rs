@@ -333,9 +333,9 @@ impl File {
     }
 
     /// Whether there is anything that a commit would have to do and that would be lost with this value.
+    /// Says so, too, while somebody changes the file: nobody waits here for a disk.
     pub fn waits_for_commit(&self) -> bool {
-        let state = self.state.read();
-        state.is_dirty() || state.underway
+        self.state.try_read().is_none_or(|state| state.is_dirty() || state.underway)
     }
 
     /// Whether a batch has to take the file along.

@@ -58,6 +58,8 @@ pub struct Fs {
     /// Why the volume drains or is locked; meaningful then only.
     reason: Mutex<LockReason>,
     draining: AtomicBool,
+    /// The volume is locked, though operations that began before may still be under way.
+    closed: AtomicBool,
     /// What a revocation took away, where the owner chose that it does not lock.
     restricted: RwLock<Option<OnRevoked>>,
     nodes: Nodes,
@@ -153,8 +155,13 @@ impl Fs {
 
     /// Passes the gate for what finishes what applications did before, also while the volume drains.
     fn enter_draining(&self) -> Result<Entered<'_>> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Locked(*self.reason.lock()));
+        }
         let gate = self.gate.read();
         match &*gate {
+            // It may have closed while this waited.
+            Gate::Open(_) if self.closed.load(Ordering::Acquire) => Err(Error::Locked(*self.reason.lock())),
             Gate::Open(_) => Ok(Entered(gate)),
             Gate::Closed(reason) => Err(Error::Locked(*reason)),
         }
@@ -167,7 +174,7 @@ impl Fs {
 
     /// Whether the volume's keys are there.
     pub fn is_open(&self) -> bool {
-        matches!(&*self.gate.read(), Gate::Open(_))
+        !self.closed.load(Ordering::Acquire)
     }
 
     /// For whatever changes something.

@@ -29,6 +29,7 @@ use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 pub use wash::Wash;
@@ -52,6 +53,8 @@ pub struct Kernel {
     buffers: Arc<Buffers>,
     wash: Arc<Wash>,
     workers: Workers,
+    /// Somebody who serves the kernel waits for the disk.
+    syncing: AtomicBool,
     /// There once it is mounted.
     forgetter: Arc<OnceLock<Forgetter>>,
     /// Nothing of a file's content is kept in the page cache.
@@ -62,7 +65,8 @@ impl Kernel {
     /// Serves a mounted volume. `buffers` hold the plaintext on its way to the kernel.
     pub fn new(fs: Arc<Fs>, buffers: Arc<Buffers>, direct_io: bool) -> Self {
         let wash = Arc::new(Wash::new(threads()));
-        Self { workers: Workers::new(Arc::clone(&fs)), fs, buffers, wash, forgetter: Arc::default(), direct_io }
+        let workers = Workers::new(Arc::clone(&fs));
+        Self { workers, fs, buffers, wash, syncing: AtomicBool::new(false), forgetter: Arc::default(), direct_io }
     }
 
     /// What wipes the buffers of the threads that serve the kernel.
@@ -87,6 +91,11 @@ impl Kernel {
             }
             other => reply(other.map_err(|error| self.number(&error))),
         }
+    }
+
+    /// For what tells something of the volume: an operation may have taken so long that it was locked meanwhile.
+    fn unless_closed<T>(fs: &Fs, result: Result<T>) -> Result<T> {
+        if result.is_ok() && !fs.is_open() { Err(Error::Locked(fs.reason())) } else { result }
     }
 
     /// For a reply that is given where this kernel's own tree is not at hand.
@@ -212,7 +221,7 @@ impl fuser::Filesystem for Kernel {
         {
             return reply.entry(&Duration::ZERO, &Wash::attributes(ino), Generation(0));
         }
-        match self.fs.lookup(parent.0, name.as_bytes()) {
+        match Self::unless_closed(&self.fs, self.fs.lookup(parent.0, name.as_bytes())) {
             Err(Error::NeedKey(need)) => {
                 let name = name.as_bytes().to_vec();
                 let act = move |fs: &Fs| fs.lookup(parent.0, &name);
@@ -280,7 +289,7 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.fs.read_symlink(ino.0) {
+        match Self::unless_closed(&self.fs, self.fs.read_symlink(ino.0)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(self.number(&error)),
         }
@@ -488,7 +497,7 @@ impl fuser::Filesystem for Kernel {
     fn fsync(&self, _request: &Request, ino: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
         let act = move |fs: &Fs| fs.sync(handle.0, datasync);
         let forgetter = Arc::clone(&self.forgetter);
-        self.finish(act(&self.fs), act, move |result| match result {
+        let done = move |result: std::result::Result<(), Errno>| match result {
             Ok(()) => {
                 if let Some(forgetter) = forgetter.get() {
                     forgetter.forget_attributes(ino.0);
@@ -496,7 +505,16 @@ impl fuser::Filesystem for Kernel {
                 reply.ok();
             }
             Err(number) => reply.error(number),
-        });
+        };
+        // One at a time waits for the disk here. Others wait elsewhere, so that there is somebody left to serve the
+        // kernel, and so that one sync of the journal is for all of them.
+        if self.syncing.swap(true, Ordering::AcqRel) {
+            self.workers.run(act, act, Self::numbered(done));
+        } else {
+            let result = act(&self.fs);
+            self.syncing.store(false, Ordering::Release);
+            self.finish(result, act, done);
+        }
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -515,7 +533,7 @@ impl fuser::Filesystem for Kernel {
                 OsStr::from_bytes(&listed.name),
             )
         });
-        match result {
+        match Self::unless_closed(&self.fs, result) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(self.number(&error)),
         }
@@ -535,7 +553,7 @@ impl fuser::Filesystem for Kernel {
         let act = move |fs: &Fs| {
             let mut reply = filled.lock();
             let Some(reply) = reply.as_mut() else { return Ok(()) };
-            fs.list(handle.0, offset, true, |listed| {
+            let result = fs.list(handle.0, offset, true, |listed| {
                 let (attr, generation) = match &listed.entry {
                     Some(entry) => (attr_of(entry), entry.generation),
                     // `.` and `..` are not looked up: the kernel takes nothing but their number.
@@ -543,7 +561,8 @@ impl fuser::Filesystem for Kernel {
                 };
                 let name = OsStr::from_bytes(&listed.name);
                 !reply.add(INodeNo(listed.ino), listed.next, name, &TTL, &attr, Generation(generation))
-            })
+            });
+            Self::unless_closed(fs, result)
         };
         self.finish(act(&self.fs), act, move |result| match (reply.lock().take(), result) {
             (Some(reply), Ok(())) => reply.ok(),
@@ -600,7 +619,7 @@ impl fuser::Filesystem for Kernel {
         if Wash::owns(ino.0) {
             return reply.error(Errno::NO_XATTR);
         }
-        match self.fs.xattr(ino.0, name.as_bytes()) {
+        match Self::unless_closed(&self.fs, self.fs.xattr(ino.0, name.as_bytes())) {
             Ok(Some(value)) => reply_xattr(&value, size, reply),
             Ok(None) => reply.error(Errno::NO_XATTR),
             Err(error) => reply.error(self.number(&error)),
@@ -608,7 +627,7 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.fs.xattr_names(ino.0) {
+        match Self::unless_closed(&self.fs, self.fs.xattr_names(ino.0)) {
             Ok(names) => {
                 let shown = |name: &Vec<u8>| request.uid() == 0 || !name.starts_with(b"trusted.");
                 let list: Vec<u8> = names.into_iter().filter(shown).flat_map(|name| [name, vec![0]].concat()).collect();

@@ -14,13 +14,14 @@ use super::status::reason_name;
 use crate::audit::{Event, Recorder};
 use crate::crypto::derive::VolumeKeys;
 use crate::crypto::{Secret32, wipe_stack};
-use crate::fs::Fs;
+use crate::fs::{Fs, Known};
 use crate::fuse::forget::Forgetter;
 use crate::fuse::{Buffers, Wash};
 use crate::lease::{self, LockReason, OnRevoked};
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,11 @@ use std::time::{Duration, Instant};
 const SHORTEST: Duration = Duration::from_millis(250);
 /// For how long a lock waits for the audit log's checkpoint.
 const CHECKPOINT: Duration = Duration::from_millis(250);
+
+/// The kernel forgets an inode within this, unless a disk holds it up.
+const STUCK: Duration = Duration::from_millis(50);
+/// So many inodes may be held up by a disk before the others are.
+const MOST_THREADS: usize = 64;
 
 /// Locks and unlocks one mount.
 pub struct Gatekeeper(pub Arc<Parts>);
@@ -52,13 +58,15 @@ impl Parts {
     /// Overwrites what applications wrote last, in the buffers of the threads that serve the kernel.
     fn wash(&self) {
         if !self.wash.wash(&self.mountpoint) {
-            tracing::warn!("what was written last may still be in memory");
+            tracing::warn!("what was written last may still be in memory; it is tried again");
+            self.wash.soil();
         }
     }
 
-    /// The same, if something was written, and refused, since.
-    pub fn wash_again(&self) {
-        if self.wash.is_soiled() && !self.fs.is_open() {
+    /// What a lock could not do at once: wipes what operations kept that a disk held up, and what was written, and
+    /// refused, since.
+    pub fn tidy(&self) {
+        if !self.fs.is_open() && (self.fs.finish_close() || self.wash.is_soiled()) {
             self.wash();
         }
     }
@@ -70,6 +78,37 @@ impl Parts {
             drained,
             files_waiting: self.fs.waiting_files(),
         });
+    }
+
+    /// Makes the kernel forget these inodes, and says whether it has within `bound`. For each it writes out first, so
+    /// one that waits for the disk must not keep the others waiting: when nothing moves, another thread goes on with the
+    /// next one.
+    fn forget(&self, known: &Arc<Vec<Known>>, bound: Duration) -> bool {
+        let begin = Instant::now();
+        let next = Arc::new(AtomicUsize::new(0));
+        let (done, finished) = mpsc::channel();
+        let (mut threads, mut forgotten) = (0, 0);
+        while forgotten < known.len() {
+            if threads == 0 || finished.recv_timeout(STUCK).map(|()| forgotten += 1).is_err() {
+                if threads == MOST_THREADS || begin.elapsed() >= bound {
+                    return false;
+                }
+                let (known, next, done) = (Arc::clone(known), Arc::clone(&next), done.clone());
+                let forgetter = self.forgetter.clone();
+                let spawned = std::thread::Builder::new().name("kmsfs-forget".into()).spawn(move || {
+                    while let Some(inode) = known.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        forgetter.forget(std::slice::from_ref(inode));
+                        // Nobody may be waiting any more.
+                        let _ = done.send(());
+                    }
+                });
+                if spawned.is_err() {
+                    return false;
+                }
+                threads += 1;
+            }
+        }
+        true
     }
 
     fn commit(fs: &Fs) -> bool {
@@ -100,33 +139,36 @@ impl std::ops::Deref for Gatekeeper {
 impl lease::Volume for Gatekeeper {
     fn drain_and_lock(&self, reason: LockReason, drain: Duration) {
         if !self.fs.is_open() {
-            self.fs.close(reason);
+            self.fs.close(reason, SHORTEST);
             self.note_lock(reason, Duration::ZERO, true);
             return;
         }
         let begin = Instant::now();
         self.scrubber.lock();
+        let left = |bound: Duration| bound.saturating_sub(begin.elapsed()).max(SHORTEST);
         let bound_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
         self.recorder.record(Event::Drain { reason: reason_name(reason), bound_ms });
-        self.fs.begin_drain(reason);
+        self.fs.begin_drain(reason, drain / 3);
         let this = Arc::clone(&self.0);
-        let drained = Parts::within(drain, move || this.flush_kernel() && Parts::commit(&this.fs));
+        let drained = Parts::within(left(drain), move || this.flush_kernel() && Parts::commit(&this.fs));
         if !drained {
             tracing::warn!("not everything that was written could be stored within {drain:?}");
         }
-        let known = self.fs.known();
-        self.forgetter.forget(&known);
+        let known = Arc::new(self.fs.known(SHORTEST));
+        self.forget(&known, left(drain));
         let this = Arc::clone(&self.0);
         // What came with that is little.
-        Parts::within(drain.saturating_sub(begin.elapsed()).max(SHORTEST), move || Parts::commit(&this.fs));
-        let left = self.fs.close(reason);
+        Parts::within(left(drain), move || Parts::commit(&this.fs));
+        let uncommitted = self.fs.close(reason, SHORTEST);
         self.scrubber.forget_names(SHORTEST);
-        self.forgetter.forget(&known);
+        if !self.forget(&known, SHORTEST) {
+            tracing::warn!("a disk that hangs keeps the kernel from forgetting some files at once");
+        }
         self.buffers.wipe();
         self.wash();
         self.note_lock(reason, begin.elapsed(), drained);
         self.recorder.lock(CHECKPOINT);
-        tracing::info!("locked ({reason:?}) within {:?}; {left} files could not be committed", begin.elapsed());
+        tracing::info!("locked ({reason:?}) within {:?}; {uncommitted} files could not be committed", begin.elapsed());
     }
 
     fn restrict(&self, on_revoked: OnRevoked, drain: Duration) {

@@ -54,7 +54,7 @@ impl Maintenance {
                 return;
             }
             drop(stop);
-            parts.wash_again();
+            parts.tidy();
             if fs.is_open()
                 && let Err(error) = fs.commit_all()
             {

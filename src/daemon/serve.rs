@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 /// A mount that waits for its key asks for it again after so long, and then less and less often.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long an unmount waits for operations that are still under way.
+const LAST_OPERATIONS: Duration = Duration::from_secs(5);
 /// How many unwrapped envelopes are kept.
 const LEASES: usize = 4096;
 
@@ -178,7 +180,7 @@ fn finish(fs: &Fs, keeper: &Keeper, trail: &Trail) {
         if let Err(error) = fs.shut_down() {
             tracing::error!("not everything could be committed; the next mount recovers: {error:?}");
         }
-        fs.close(LockReason::Operator);
+        fs.close(LockReason::Operator, LAST_OPERATIONS);
     } else {
         tracing::warn!("unmounted while locked; the next mount recovers ({:?})", keeper.status().state);
     }

@@ -242,6 +242,12 @@ impl Fs {
         self.restore_keys(&keys, &file)?;
         let before = out.len();
         file.read(offset, len, out).map_err(|error| self.file_error(ino, error))?;
+        if self.closed.load(std::sync::atomic::Ordering::Acquire) {
+            // The disk took so long that the volume was locked meanwhile.
+            zeroize::Zeroize::zeroize(&mut out[before..]);
+            out.truncate(before);
+            return Err(Error::Locked(self.reason()));
+        }
         self.counters.read.fetch_add((out.len() - before) as u64, Relaxed);
         Ok(())
     }

@@ -3,6 +3,10 @@
 use super::*;
 use crate::crypto::Secret32;
 use crate::fs::keyring::Unlocked;
+use std::time::Duration;
+
+/// How long an unlock waits for operations from before the lock.
+const REOPENING: Duration = Duration::from_secs(2);
 
 /// An inode, and the directories and names by which the kernel knows it.
 pub type Known = (u64, Vec<(u64, Vec<u8>)>);
@@ -32,6 +36,7 @@ impl Fs {
             gate: RwLock::new(Gate::Open(Box::new(Unlocked::from(volume_key)))),
             reason: Mutex::new(LockReason::Operator),
             draining: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             restricted: RwLock::new(None),
             namespace: RwLock::new(()),
             files: Mutex::default(),
@@ -45,12 +50,13 @@ impl Fs {
         })
     }
 
-    /// From now on only what finishes what applications did before gets through. Waits for what is under way.
-    pub fn begin_drain(&self, reason: LockReason) {
+    /// From now on only what finishes what applications did before gets through. Waits for what is under way, for
+    /// `patience` at most: a disk that hangs must not keep a volume open.
+    pub fn begin_drain(&self, reason: LockReason, patience: Duration) {
         *self.reason.lock() = reason;
         self.draining.store(true, Ordering::Release);
         // Whoever passed before has left when this is granted.
-        drop(self.gate.write());
+        drop(self.gate.try_write_for(patience));
     }
 
     /// Takes something away, or gives it back, without closing the gate.
@@ -59,12 +65,16 @@ impl Fs {
     }
 
     /// Closes the gate and wipes every key. Returns how many files have changes that could not be stored; they stay
-    /// in memory, sealed, and are stored after the next unlock.
-    pub fn close(&self, reason: LockReason) -> usize {
+    /// in memory, sealed, and are stored after the next unlock. An operation that is still under way after `patience`
+    /// keeps the keys that it uses until it ends, which [`finish_close`](Self::finish_close) sees to, and gives nothing
+    /// that it has read to anybody.
+    pub fn close(&self, reason: LockReason, patience: Duration) -> usize {
         *self.reason.lock() = reason;
-        let mut gate = self.gate.write();
-        *gate = Gate::Closed(reason);
+        self.closed.store(true, Ordering::Release);
         self.leases.lock();
+        if let Some(mut gate) = self.gate.try_write_for(patience) {
+            *gate = Gate::Closed(reason);
+        }
         let files = self.files.lock();
         let mut left = 0;
         for open in files.values() {
@@ -81,6 +91,25 @@ impl Fs {
         left
     }
 
+    /// Wipes what operations kept that were still under way when the volume locked, once they have ended. Says whether
+    /// it did: then what they left behind elsewhere can be wiped, too.
+    pub fn finish_close(&self) -> bool {
+        if !self.closed.load(Ordering::Acquire) {
+            return false;
+        }
+        let Some(mut gate) = self.gate.try_write() else { return false };
+        if let Gate::Closed(_) = &*gate {
+            return false;
+        }
+        *gate = Gate::Closed(self.reason());
+        drop(gate);
+        // One may have been opened meanwhile.
+        for open in self.files.lock().values() {
+            open.file.wipe();
+        }
+        true
+    }
+
     /// Opens the gate with the volume key.
     ///
     /// # Errors
@@ -88,15 +117,16 @@ impl Fs {
     pub fn reopen(&self, volume_key: Secret32) -> std::result::Result<(), String> {
         self.volume.authenticate(&volume_key).map_err(|error| error.to_string())?;
         self.leases.unlock();
-        let mut gate = self.gate.write();
+        let mut gate = self.gate.try_write_for(REOPENING).ok_or("operations from before the lock still hang")?;
         *gate = Gate::Open(Box::new(Unlocked::from(volume_key)));
+        self.closed.store(false, Ordering::Release);
         self.draining.store(false, Ordering::Release);
         Ok(())
     }
 
     /// The inodes that the kernel knows, with the names by which it knows them: all that it has to forget. Needs the
-    /// keys, so it is asked before [`close`](Self::close).
-    pub fn known(&self) -> Vec<Known> {
+    /// keys, so it is asked before [`close`](Self::close). Without names if a change of names takes longer than `patience`.
+    pub fn known(&self, patience: Duration) -> Vec<Known> {
         let Ok(keys) = self.enter_draining() else { return Vec::new() };
         let name = |place: nodes::Place| {
             let naming = self.naming(place.parent).ok()?;
@@ -104,7 +134,10 @@ impl Fs {
             let name = self.shown_name(&keys, naming, &*directory, &place.entry, || ())?;
             Some((place.parent, name))
         };
-        let _paths = self.namespace.read();
+        let Some(_paths) = self.namespace.try_read_for(patience) else {
+            // Without names the kernel forgets attributes and content, and can ask for nothing by the names it knows.
+            return self.nodes.all().into_iter().map(|(ino, _)| (ino, Vec::new())).collect();
+        };
         self.nodes.all().into_iter().map(|(ino, places)| (ino, places.into_iter().filter_map(name).collect())).collect()
     }
 }

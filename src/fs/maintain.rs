@@ -49,8 +49,10 @@ impl Fs {
     }
 
     fn changed_files(&self) -> Vec<Arc<File>> {
-        let files = self.files.lock();
-        files.values().map(|open| Arc::clone(&open.file)).filter(|file| file.wants_commit()).collect()
+        // Asked without the table: one that somebody changes answers when the disk does.
+        let mut files: Vec<_> = self.files.lock().values().map(|open| Arc::clone(&open.file)).collect();
+        files.retain(|file| file.wants_commit());
+        files
     }
 
     fn commit_files(&self, batch: u64, files: &[Arc<File>], fresh: &FreshFiles) -> Result<()> {

@@ -16,10 +16,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-/// How long the threads wait for each other.
+/// How long the threads wait for each other: one may be busy with a slow disk.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How often it is tried: a thread may be busy with a slow disk.
-const ATTEMPTS: usize = 3;
 /// What the kernel wants the memory of direct requests to be aligned to, in bytes.
 const ALIGNMENT: usize = 4096;
 /// Inode numbers from here on are those of the files: no filesystem has so many.
@@ -65,7 +63,7 @@ impl Wash {
         let _one_at_a_time = self.washing.lock();
         self.soiled.store(false, Ordering::Release);
         self.active.store(true, Ordering::Release);
-        let washed = (0..ATTEMPTS).any(|_| self.once(mountpoint).is_ok_and(|all| all));
+        let washed = self.once(mountpoint).is_ok_and(|all| all);
         self.active.store(false, Ordering::Release);
         washed
     }

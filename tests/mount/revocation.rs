@@ -389,3 +389,53 @@ fn a_vault_that_hangs_holds_up_only_those_who_need_it() -> Outcome {
     println!("served again after {:?}", begin.elapsed());
     Ok(())
 }
+
+/// A disk that hangs holds up whoever waits for it, and must not hold up the lock.
+#[test]
+fn a_volume_locks_although_its_disk_hangs() -> Outcome {
+    let vault = Vault::start();
+    let (volume, disk) = vault.volume_on_disk(64);
+    let mount = volume.mount(&["--revalidate", "1s"]);
+    fs::write(mount.at("file"), bytes(1, 300_000))?;
+    let held = File::open(mount.at("file"))?;
+    assert!(content(&held) == bytes(1, 300_000));
+    let written: Vec<_> = (0..4).map(|number| create(mount.at(format!("written-{number}")))).collect();
+    for file in &written {
+        file.write_all_at(&bytes(2, 50_000), 0)?;
+        file.sync_all()?;
+    }
+    let locked = std::thread::scope(|scope| {
+        let frozen = disk.freeze();
+        let syncing: Vec<_> = written
+            .iter()
+            .map(|file| scope.spawn(|| file.write_all_at(&bytes(3, 50_000), 0).and_then(|()| file.sync_all())))
+            .collect();
+        // The vault is asked again, so all of them have had their time to get to the disk.
+        let unwraps = vault.calls("unwrapkey");
+        until("the lease was renewed", || vault.calls("unwrapkey") > unwraps);
+        vault.run(&["key", "disable", "tenant"]);
+        let refused = now();
+        until("nothing can be read", || held.read_at(&mut [0; 1], 0).is_err());
+        let locked = now() - refused;
+        assert!(syncing.iter().any(|thread| !thread.is_finished()), "the disk hangs");
+        drop(frozen);
+        for thread in syncing {
+            // What was on its way may have been stored, or not.
+            let _ = thread.join().expect("no panic");
+        }
+        locked
+    });
+    println!("nothing could be read {:.2} s after the refusal", locked.as_secs_f64());
+    assert!(locked < Duration::from_secs(1) + BOUND);
+    wait_for(&mount, "locked");
+    vault.run(&["key", "enable", "tenant"]);
+    wait_for(&mount, "unlocked");
+    assert!(content(&held) == bytes(1, 300_000));
+    for file in &written {
+        let stored = content(file);
+        assert!(stored.len() == 50_000, "{} bytes", stored.len());
+    }
+    drop((held, written));
+    drop((mount.unmount(), disk));
+    Ok(())
+}
