@@ -59,6 +59,9 @@ enum Command {
     /// Run an embedded Key Vault on loopback, to try and to test everything without a cloud
     #[command(subcommand)]
     DevVault(dev_vault::DevVault),
+    /// What a mount's process needs from its own mount
+    #[command(name = crate::daemon::errand::COMMAND, hide = true)]
+    Errand,
     /// Make a raw key, or test a key in a KMS
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -85,6 +88,7 @@ pub fn run() -> ExitCode {
         Command::Lock(command) => lock::lock(&command),
         Command::Unlock(command) => lock::unlock(&command),
         Command::DevVault(command) => dev_vault::run(command),
+        Command::Errand => crate::daemon::errand::main(),
         Command::Key(command) => key::run(command),
     };
     match result {

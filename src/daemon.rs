@@ -2,6 +2,7 @@
 //! and the end. Depends on everything below. Failures are those of the command line, as they end up there.
 
 pub mod control;
+pub mod errand;
 mod gatekeeper;
 mod maintenance;
 pub mod mountpoint;

@@ -32,7 +32,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
-pub use wash::Wash;
+pub use wash::{Wash, write_zeros};
 use workers::Workers;
 
 /// The type by which the mounts of kmsfs are known.

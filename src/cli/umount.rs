@@ -33,6 +33,9 @@ pub fn run(arguments: &Umount) -> Result<(), Failure> {
         let failure = Failure::new(Exit::Mountpoint, format!("{} is not a mount of kmsfs", path.display()));
         return Err(failure.hint("kmsfs status lists them"));
     }
+    if control::is_stuck(&path) {
+        return mountpoint::bury(&path).map_err(failed);
+    }
     // Its end shows that everything is stored. A dead one has nothing more to store.
     let connection = control::ask(&path, Command::Watch).ok().map(|(_, connection)| connection);
     if arguments.lazy {

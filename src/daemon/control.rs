@@ -209,6 +209,16 @@ pub fn ask_socket(socket: &Path, command: Command) -> io::Result<(Reply, Connect
     Ok((serde_json::from_str(&line)?, Connection(stream)))
 }
 
+/// Whether the process that served the mount at this absolute path was killed and cannot end, because one of its threads
+/// waits for the mount itself: nothing but taking the mount away by force ends that.
+pub fn is_stuck(mountpoint: &Path) -> bool {
+    let Ok(stream) = UnixStream::connect(path(mountpoint)) else { return false };
+    let Ok(peer) = rustix::net::sockopt::socket_peercred(&stream) else { return false };
+    let status = std::fs::read_to_string(format!("/proc/{}/stat", peer.pid.as_raw_nonzero())).unwrap_or_default();
+    // After the program's name, which may hold anything, comes the state.
+    status.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
 impl Connection {
     /// Waits until the mount's process has ended.
     ///

@@ -9,6 +9,7 @@
 //! 7. buffers that held plaintext are wiped, ours and those of the FUSE library;
 //! 8. the audit log gets its last checkpoint, and the key for those is wiped too.
 
+use super::errand::Errand;
 use super::scrub::Scrubber;
 use super::status::reason_name;
 use crate::audit::{Event, Recorder};
@@ -52,12 +53,17 @@ pub struct Parts {
 impl Parts {
     /// Makes the kernel send its dirty pages.
     fn flush_kernel(&self) -> bool {
-        std::fs::File::open(&self.mountpoint).and_then(|root| Ok(rustix::fs::syncfs(&root)?)).is_ok()
+        let flushed = Errand::flush(&self.mountpoint).run();
+        flushed.inspect_err(|error| tracing::warn!("the kernel does not send what was written: {error}")).is_ok()
     }
 
     /// Overwrites what applications wrote last, in the buffers of the threads that serve the kernel.
     fn wash(&self) {
-        if !self.wash.wash(&self.mountpoint) {
+        let write = |names: &[String]| {
+            let washed = Errand::wash(&self.mountpoint, names).run();
+            washed.inspect_err(|error| tracing::warn!("buffers cannot be washed: {error}")).is_ok()
+        };
+        if !self.wash.wash(write) {
             tracing::warn!("what was written last may still be in memory; it is tried again");
             self.wash.soil();
         }

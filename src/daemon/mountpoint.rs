@@ -97,7 +97,7 @@ pub fn check(mountpoint: &Path, nonempty: bool) -> Result<(), Failure> {
             let hint = format!("kmsfs umount {}", mountpoint.display());
             return Err(Failure::new(Exit::AlreadyMounted, message).hint(hint));
         }
-        detach(mountpoint).map_err(io_failure)?;
+        bury(mountpoint).map_err(io_failure)?;
     }
     let metadata = std::fs::metadata(mountpoint).map_err(|error| {
         let failure = io_failure(error);
@@ -115,6 +115,10 @@ pub fn check(mountpoint: &Path, nonempty: bool) -> Result<(), Failure> {
 
 /// Whether the process that served a mount is gone.
 pub fn is_dead(mountpoint: &Path) -> bool {
+    // It would not answer, not even this.
+    if super::control::is_stuck(mountpoint) {
+        return true;
+    }
     // Not `stat`: what the kernel has cached outlives the process.
     rustix::fs::statfs(mountpoint).is_err_and(|error| error == rustix::io::Errno::NOTCONN)
 }
@@ -133,6 +137,16 @@ pub fn unmount(mountpoint: &Path) -> io::Result<()> {
 /// The system's.
 pub fn detach(mountpoint: &Path) -> io::Result<()> {
     take_away(mountpoint, UnmountFlags::DETACH, "-uz")
+}
+
+/// Takes a mount away whose process is dead. Whoever still waits for it is told.
+///
+/// # Errors
+/// The system's.
+pub fn bury(mountpoint: &Path) -> io::Result<()> {
+    // Force alone ends the connection to the kernel, and then finds that it is still in use.
+    let _ = rustix::mount::unmount(mountpoint, UnmountFlags::FORCE);
+    if mounted_at(mountpoint)?.is_some_and(|mounted| mounted.fs_type == FS_TYPE) { detach(mountpoint) } else { Ok(()) }
 }
 
 fn take_away(mountpoint: &Path, flags: UnmountFlags, helper_flag: &str) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! From a volume's directory to a mount that answers, and to its end.
 
 use super::control::{Command, Problem, Reply, Socket};
+use super::errand::Errand;
 use super::gatekeeper::{Gatekeeper, Parts};
 use super::maintenance::Maintenance;
 use super::scrub::Scrubber;
@@ -131,18 +132,18 @@ fn run(
     let maintenance = Maintenance::start(parts);
     let started = socket.and_then(|socket| {
         let (fs, keeper, scrubber) = (Arc::clone(&fs), Arc::clone(&keeper), Arc::clone(&scrubber));
-        let (policy, mountpoint) = (options.policy, mountpoint.to_owned());
+        let (policy, place) = (options.policy, mountpoint.to_owned());
         let read_only = options.flags.read_only;
         socket
             .serve(move |command| {
                 answer(command, &keeper, &scrubber, || {
-                    Status::of(&fs, &keeper, &policy, &mountpoint, read_only, scrubber.status())
+                    Status::of(&fs, &keeper, &policy, &place, read_only, scrubber.status())
                 })
             })
             .map_err(|error| failed("the control socket cannot be served", &error))?;
         end_on_signals(options.mountpoint.clone()).map_err(|error| failed("signals cannot be handled", &error))?;
         // Answered by the session's own threads: from here on everybody gets an answer.
-        std::fs::metadata(&options.mountpoint).map_err(|error| failed("the mount does not answer", &error))?;
+        Errand::ask(mountpoint).run().map_err(|error| failed("the mount does not answer", &error))?;
         Ok(socket)
     });
     match started {

@@ -1,6 +1,6 @@
 //! Wiping what the FUSE library keeps: each thread that serves the kernel has one buffer for requests, which after a
 //! lock still holds the last thing that an application wrote. The library gives no way to reach it, but the next
-//! request overwrites it. So the process writes zeros to files of its own mount, as much as a request can hold, one for
+//! request overwrites it. So zeros are written to files of the mount that exist for this only, as much as a request can hold, one for
 //! each thread, and no thread answers before all have one. Each wipes its stack, too.
 //!
 //! The files have names that nobody can guess, and are there only while they are used. Other requests that come
@@ -10,9 +10,8 @@ use super::MAX_REQUEST;
 use crate::crypto::wipe_stack;
 use fuser::{FileAttr, FileType};
 use parking_lot::{Condvar, Mutex};
-use rustix::fs::{Mode, OFlags};
 use std::io;
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -57,13 +56,16 @@ impl Wash {
         }
     }
 
-    /// Overwrites the buffers of all threads that serve the mount at this path. Not for one of these threads. Says
-    /// whether it could.
-    pub fn wash(&self, mountpoint: &Path) -> bool {
+    /// Overwrites the buffers of all threads that serve the mount, and says whether it could. `write` has to write
+    /// [`MAX_REQUEST`] zeros to each of the files with these names in the root directory, all at the same time, and must
+    /// not do so from this process.
+    pub fn wash(&self, write: impl FnOnce(&[String]) -> bool) -> bool {
         let _one_at_a_time = self.washing.lock();
         self.soiled.store(false, Ordering::Release);
         self.active.store(true, Ordering::Release);
-        let washed = self.once(mountpoint).is_ok_and(|all| all);
+        let rounds = self.basin.lock().rounds;
+        let names: Vec<_> = (0..self.threads).map(|index| format!("{}{index}", self.name)).collect();
+        let washed = write(&names) && self.basin.lock().rounds > rounds;
         self.active.store(false, Ordering::Release);
         washed
     }
@@ -76,38 +78,6 @@ impl Wash {
     /// Whether something came too late since the last time.
     pub fn is_soiled(&self) -> bool {
         self.soiled.load(Ordering::Acquire)
-    }
-
-    fn once(&self, mountpoint: &Path) -> io::Result<bool> {
-        let root = std::fs::File::open(mountpoint)?;
-        let files = (0..self.threads)
-            .map(|index| {
-                let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
-                rustix::fs::openat(&root, format!("{}{index}", self.name), flags, Mode::empty())
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let rounds = self.basin.lock().rounds;
-        let zeros = vec![0; MAX_REQUEST as usize + ALIGNMENT];
-        let begin = zeros.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-        let zeros = &zeros[begin..][..MAX_REQUEST as usize];
-        std::thread::scope(|scope| {
-            let writers: Vec<_> = files
-                .iter()
-                .map(|file| {
-                    std::thread::Builder::new()
-                        .name("kmsfs-wash".into())
-                        .spawn_scoped(scope, move || rustix::io::pwrite(file, zeros, 0))
-                })
-                .collect::<Result<_, _>>()?;
-            for writer in writers {
-                let written = writer.join().map_err(|_| io::Error::other("a thread panicked"))??;
-                if written != zeros.len() {
-                    return Err(io::ErrorKind::WriteZero.into());
-                }
-            }
-            Ok::<(), io::Error>(())
-        })?;
-        Ok(self.basin.lock().rounds > rounds)
     }
 
     /// The inode of the file with this name in the root directory, if it is one of ours and wanted now.
@@ -159,6 +129,27 @@ impl Wash {
         while basin.rounds == round && !self.changed.wait_until(&mut basin, until).timed_out() {}
         basin.arrived -= 1;
     }
+}
+
+/// Writes zeros to all of these files, at the same time, past the page cache.
+///
+/// # Errors
+/// The system's.
+pub fn write_zeros(files: &[OwnedFd]) -> io::Result<()> {
+    let zeros = vec![0; MAX_REQUEST as usize + ALIGNMENT];
+    let begin = zeros.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+    let zeros = &zeros[begin..][..MAX_REQUEST as usize];
+    std::thread::scope(|scope| {
+        let writers: Vec<_> =
+            files.iter().map(|file| scope.spawn(move || rustix::io::pwrite(file, zeros, 0))).collect();
+        for writer in writers {
+            let written = writer.join().map_err(|_| io::Error::other("a thread panicked"))??;
+            if written != zeros.len() {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]

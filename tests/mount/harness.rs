@@ -35,42 +35,6 @@ pub struct Ended {
     pub stderr: String,
 }
 
-/// An ext4 filesystem in a file, mounted; to be dropped after what uses it.
-pub struct Disk {
-    path: PathBuf,
-}
-
-impl Disk {
-    fn new(image: &Path, path: &Path, size: u32) -> Self {
-        std::fs::create_dir(path).expect("a directory");
-        File::create(image).and_then(|file| file.set_len(u64::from(size) << 20)).expect("an image");
-        run("mkfs.ext4", &[&"-q", &image]);
-        run("mount", &[&"-o", &"loop", &image, &path]);
-        Self { path: path.to_owned() }
-    }
-
-    /// Until the returned value goes, whoever changes something on it waits.
-    pub fn freeze(&self) -> Frozen<'_> {
-        run("fsfreeze", &[&"--freeze", &self.path]);
-        Frozen(self)
-    }
-}
-
-/// A filesystem on which nothing can be changed.
-pub struct Frozen<'a>(&'a Disk);
-
-impl Drop for Frozen<'_> {
-    fn drop(&mut self) {
-        run("fsfreeze", &[&"--unfreeze", &self.0.path]);
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.path).status();
-    }
-}
-
 /// A mounted volume.
 pub struct Mount {
     volume: Volume,
@@ -97,15 +61,6 @@ impl Volume {
         volume.environment = environment;
         volume.ok(&[&["init", volume.path().to_str().expect("UTF-8"), "--kek", kek], options].concat());
         volume
-    }
-
-    /// The same in a filesystem of its own, as large as this, in MiB.
-    pub fn with_kek_on_disk(kek: &str, environment: HashMap<String, String>, size: u32) -> (Self, Disk) {
-        let mut volume = Self::nothing();
-        volume.environment = environment;
-        let disk = Disk::new(&volume.file("image"), &volume.path(), size);
-        volume.ok(&["init", volume.path().to_str().expect("UTF-8"), "--kek", kek]);
-        (volume, disk)
     }
 
     /// A place for a volume, and an empty mountpoint.

@@ -1,6 +1,6 @@
 //! An embedded Key Vault for the volumes of tests.
 
-use crate::harness::{Disk, Volume};
+use crate::harness::Volume;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::Command;
@@ -54,13 +54,6 @@ impl Vault {
     /// A new volume whose KEK is the key.
     pub fn volume(&self) -> Volume {
         self.volume_with(&[])
-    }
-
-    /// The same in a filesystem of its own, as large as this, in MiB.
-    pub fn volume_on_disk(&self, size: u32) -> (Volume, Disk) {
-        let environment = self.environment();
-        let kek = format!("{}/keys/tenant", environment["KMSFS_DEV_VAULT_URL"]);
-        Volume::with_kek_on_disk(&kek, environment, size)
     }
 
     /// The same, made with these options of `init`.

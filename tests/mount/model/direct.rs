@@ -161,7 +161,7 @@ impl Direct {
     }
 
     fn reopened(self, sweep: bool) -> Self {
-        self.fs.close(LockReason::Operator);
+        self.fs.close(LockReason::Operator, std::time::Duration::from_secs(1));
         drop(self.fs);
         let fs = open(self.place.path());
         if sweep {
