@@ -300,7 +300,9 @@ fn a_mount_waits_for_its_key_if_told_to() -> Outcome {
     let vault = Vault::start();
     let volume = vault.volume();
     vault.run(&["key", "disable", "tenant"]);
-    volume.mount_fails(&["--wait=100ms"], 6);
+    let arguments = volume.mount_arguments(&["--wait=100ms"]);
+    let ended = volume.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(ended.code == 6 && ended.stderr.contains("error: "), "{ended:?}");
     let arguments = volume.mount_arguments(&["--wait"]);
     let mut command = volume.command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let mut waiting = command.stderr(Stdio::piped()).spawn()?;
