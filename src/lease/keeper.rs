@@ -300,13 +300,13 @@ impl Driver {
                 Step::Probe => self.probe(),
                 Step::Lock { reason, drain } => self.lock(reason, drain),
                 Step::Restrict { on_revoked, drain } => {
-                    self.publish();
                     self.volume.restrict(on_revoked, drain);
+                    self.publish();
                     (self.tell)(Event::Restricted(on_revoked));
                 }
                 Step::Release => {
-                    self.publish();
                     self.volume.release();
+                    self.publish();
                     (self.tell)(Event::Released);
                 }
                 Step::Unlock => self.unlock(),
