@@ -180,7 +180,7 @@ impl Unverified {
             return Err(Damage::Outdated);
         }
         let expected = context.geometry.stored_len(self.header.len);
-        let crashed = !context.journal.crashed_batches().is_empty();
+        let crashed = !context.journal.crashed().is_empty();
         if self.stored_len < expected || (self.stored_len > expected && !crashed) {
             return Err(Damage::Length);
         }
@@ -252,7 +252,7 @@ impl File {
         let Unverified { header, page, stored_len } = found;
         let page = header.verify(&keys.header_mac, page).map_err(Damage::Header)?;
         plausible?;
-        let crashed = context.journal.crashed_batches();
+        let crashed = context.journal.crashed();
         let expected = context.geometry.stored_len(page.header().len);
         let batch = page.header().batch;
         let mut state = State::new(page, Mode::Committed);
@@ -267,7 +267,7 @@ impl File {
             store,
             target,
         };
-        if batch != 0 && crashed.contains(&batch) {
+        if batch != 0 && crashed.contains(batch) {
             file.check_all()?;
         }
         if stored_len > expected {

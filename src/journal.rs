@@ -5,13 +5,16 @@
 //!
 //! Two log files take turns. `manual/format.md`, "The journal", has the bytes and the order of writes.
 
-mod log;
-mod record;
+mod crashed;
+pub mod log;
+pub mod record;
 pub mod recovery;
+mod replay;
 
 use crate::format::PAGE;
 use crate::store::StoreFile;
 use crate::units::{FileId, StoredOffset};
+pub use crashed::Crashed;
 use log::Log;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 pub use record::Update;
@@ -62,7 +65,7 @@ struct Inner {
     /// Somebody syncs the files that a log went to, without holding the lock.
     cleaning: bool,
     committed_batch: u64,
-    crashed_batches: Vec<u64>,
+    crashed: Crashed,
 }
 
 /// An update that was appended; to be handed back when it has been applied in place.
@@ -100,14 +103,14 @@ impl Journal {
     }
 
     /// The batches in which the machine or the program went down; their new files are not to be trusted blindly.
-    pub fn crashed_batches(&self) -> Vec<u64> {
-        self.inner.lock().crashed_batches.clone()
+    pub fn crashed(&self) -> Crashed {
+        self.inner.lock().crashed.clone()
     }
 
     /// Whether headers of this batch are committed: everything they describe is durable.
     pub fn is_committed(&self, batch: u64) -> bool {
         let inner = self.inner.lock();
-        batch <= inner.committed_batch && !inner.crashed_batches.contains(&batch)
+        batch <= inner.committed_batch && !inner.crashed.contains(batch)
     }
 
     /// Begins the next batch and returns the one that ends. If that was not committed the last time, it is the same
@@ -139,7 +142,7 @@ impl Journal {
     /// Forgets the batches that went down: every file was checked since.
     pub fn forgive_crashed_batches(&self) -> io::Result<()> {
         let mut inner = self.inner.lock();
-        inner.crashed_batches.clear();
+        inner.crashed.clear();
         // The list is in the logs' headers: a rotation writes the new one.
         self.rotate(&mut inner)?;
         self.rotate(&mut inner)
@@ -348,7 +351,7 @@ impl Inner {
             writing: false,
             cleaning: false,
             committed_batch: state.committed_batch,
-            crashed_batches: state.crashed_batches.clone(),
+            crashed: state.crashed.clone(),
         }
     }
 
@@ -367,7 +370,7 @@ impl Inner {
             sequence: self.logs.iter().map(|log| log.sequence).max().unwrap_or(0) + 1,
             clean,
             committed_batch: self.committed_batch,
-            crashed_batches: self.crashed_batches.clone(),
+            crashed: self.crashed.clone(),
         }
     }
 }

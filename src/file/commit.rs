@@ -112,7 +112,7 @@ impl File {
     /// As for [`sync`](Self::sync).
     pub fn confirm(&self) -> Result<(), Error> {
         let batch = self.state.read().page.header().batch;
-        if batch != 0 && self.context.journal.crashed_batches().contains(&batch) {
+        if batch != 0 && self.context.journal.crashed().contains(batch) {
             self.state.write().changed = true;
             return self.sync(false);
         }

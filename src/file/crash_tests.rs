@@ -134,7 +134,7 @@ impl Mount {
         let Found::Header(found) = Unverified::read(&*store)? else { return Ok(None) };
         let batch = found.header().batch;
         match File::open(Arc::clone(&self.context), Arc::clone(&store), Self::target(&*store)?, *found, keys()) {
-            Err(Error::Damaged(_)) if self.context.journal.crashed_batches().contains(&batch) => Ok(None),
+            Err(Error::Damaged(_)) if self.context.journal.crashed().contains(batch) => Ok(None),
             other => other.map(Some),
         }
     }

@@ -1,5 +1,6 @@
 //! One of the two log files: its header page and its position (format.md, "The journal").
 
+use super::crashed::{Crashed, MAX_RANGES};
 use crate::format::PAGE;
 use crate::store::{StoreDir, StoreFile};
 use crate::units::StoredOffset;
@@ -10,9 +11,7 @@ use std::sync::Arc;
 const MAGIC: [u8; 8] = *b"kmsfs/J\0";
 const VERSION: u16 = 1;
 const CHECKSUM_AT: usize = PAGE - 32;
-/// How many crashed batches a header has room for; beyond it the oldest stay, because a volume that crashed this
-/// often without being checked once has worse problems than a slow lookup.
-const MAX_CRASHED: usize = 400;
+const RANGES_AT: usize = 40;
 
 /// What the header of a log says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,11 +23,11 @@ pub struct State {
     /// The last batch that was committed when this log began.
     pub committed_batch: u64,
     /// The batches that went down.
-    pub crashed_batches: Vec<u64>,
+    pub crashed: Crashed,
 }
 
 /// A log file in use.
-pub struct Log {
+pub(super) struct Log {
     pub file: Arc<dyn StoreFile>,
     pub sequence: u64,
     /// Bytes that it has room for.
@@ -68,7 +67,7 @@ impl Log {
 }
 
 /// Makes a log file: zeros all over, so that later a sync of it moves data only and no metadata.
-pub fn create(dir: &dyn StoreDir, name: &[u8], len: u64) -> io::Result<()> {
+pub(super) fn create(dir: &dyn StoreDir, name: &[u8], len: u64) -> io::Result<()> {
     let file = dir.create_file(name, 0o600)?;
     let zeros = vec![0; 1 << 20];
     let mut at = 0;
@@ -80,17 +79,19 @@ pub fn create(dir: &dyn StoreDir, name: &[u8], len: u64) -> io::Result<()> {
     file.sync(false)
 }
 
-fn encode(state: &State) -> [u8; PAGE] {
+/// The header page of a log.
+pub fn encode(state: &State) -> [u8; PAGE] {
     let mut page = [0; PAGE];
-    let crashed = &state.crashed_batches[..state.crashed_batches.len().min(MAX_CRASHED)];
+    let ranges = state.crashed.ranges();
     page[..8].copy_from_slice(&MAGIC);
     page[8..10].copy_from_slice(&VERSION.to_le_bytes());
     page[10] = state.clean.into();
     page[16..24].copy_from_slice(&state.sequence.to_le_bytes());
     page[24..32].copy_from_slice(&state.committed_batch.to_le_bytes());
-    page[32..36].copy_from_slice(&(crashed.len() as u32).to_le_bytes());
-    for (batch, field) in crashed.iter().zip(page[40..].chunks_exact_mut(8)) {
-        field.copy_from_slice(&batch.to_le_bytes());
+    page[32..36].copy_from_slice(&(ranges.len() as u32).to_le_bytes());
+    for ((first, last), field) in ranges.iter().zip(page[RANGES_AT..].chunks_exact_mut(16)) {
+        field[..8].copy_from_slice(&first.to_le_bytes());
+        field[8..].copy_from_slice(&last.to_le_bytes());
     }
     let checksum = blake3::hash(&page[..CHECKSUM_AT]);
     page[CHECKSUM_AT..].copy_from_slice(checksum.as_bytes());
@@ -98,21 +99,34 @@ fn encode(state: &State) -> [u8; PAGE] {
 }
 
 /// The state in a header page, `None` if the page is not whole: a log that is being recycled, or was never used.
-pub fn decode(page: &[u8; PAGE]) -> Option<State> {
+///
+/// # Errors
+/// A page that is whole and says something that this version does not know. It must not count as empty.
+pub fn decode(page: &[u8; PAGE]) -> io::Result<Option<State>> {
     let field = |at: usize| page[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    if page[..8] != MAGIC
-        || page[8..10] != VERSION.to_le_bytes()
-        || *blake3::hash(&page[..CHECKSUM_AT]).as_bytes() != page[CHECKSUM_AT..]
-    {
-        return None;
+    if page[..8] != MAGIC || *blake3::hash(&page[..CHECKSUM_AT]).as_bytes() != page[CHECKSUM_AT..] {
+        return Ok(None);
     }
-    let count = (field(32) as u32 as usize).min(MAX_CRASHED);
-    Some(State {
+    let version = u16::from_le_bytes([page[8], page[9]]);
+    if version != VERSION {
+        let message = format!("the journal has version {version}, and this program knows version {VERSION} only");
+        return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+    }
+    let count = (field(32) as u32 as usize).min(MAX_RANGES + 1);
+    let ranges = (0..count).map(|number| (field(RANGES_AT + number * 16), field(RANGES_AT + number * 16 + 8)));
+    let state = Crashed::from_ranges(ranges.collect()).map(|crashed| State {
         sequence: field(16),
         clean: page[10] != 0,
         committed_batch: field(24),
-        crashed_batches: (0..count).map(|number| field(40 + number * 8)).collect(),
-    })
+        crashed,
+    });
+    // Everything that is reserved has to be zero, so there is one page for each state.
+    match state {
+        Some(state) if encode(&state) == *page => Ok(Some(state)),
+        _ => {
+            Err(io::Error::new(io::ErrorKind::Unsupported, "the journal's header says what this program does not know"))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -121,14 +135,27 @@ mod tests {
 
     #[test]
     fn a_header_comes_back_and_a_torn_one_is_none() {
-        let state = State { sequence: 7, clean: true, committed_batch: 9, crashed_batches: vec![3, 5] };
+        let crashed = Crashed::from_ranges(vec![(3, 4), (7, 8)]).unwrap();
+        let state = State { sequence: 7, clean: true, committed_batch: 9, crashed };
         let page = encode(&state);
-        assert_eq!(decode(&page), Some(state));
+        assert_eq!(decode(&page).unwrap(), Some(state));
         for at in [0, 8, 10, 16, 40, 511, 512, CHECKSUM_AT, PAGE - 1] {
             let mut torn = page;
             torn[at] ^= 1;
-            assert_eq!(decode(&torn), None, "byte {at}");
+            assert_eq!(decode(&torn).unwrap(), None, "byte {at}");
         }
-        assert_eq!(decode(&[0; PAGE]), None);
+        assert_eq!(decode(&[0; PAGE]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_whole_header_of_another_version_is_refused_and_not_taken_for_an_empty_log() {
+        for (at, what) in [(8, "version 0"), (11, "does not know"), (32, "does not know"), (4000, "does not know")] {
+            let mut page = encode(&State { sequence: 7, ..State::default() });
+            page[at] ^= 1;
+            let checksum = blake3::hash(&page[..CHECKSUM_AT]);
+            page[CHECKSUM_AT..].copy_from_slice(checksum.as_bytes());
+            let error = decode(&page).unwrap_err();
+            assert!(error.to_string().contains(what), "byte {at}: {error}");
+        }
     }
 }

@@ -53,10 +53,12 @@ pub fn update_len(target: &Target, update: &Update) -> usize {
     (HEAD_LEN + payload).next_multiple_of(ALIGN)
 }
 
+/// Appends a batch record.
 pub fn encode_batch(batch: u64, place: &Place, log: &mut Vec<u8>) {
     encode(KIND_BATCH, place, log, |log| log.extend_from_slice(&batch.to_le_bytes()));
 }
 
+/// Appends an update record.
 pub fn encode_update(target: &Target, update: &Update, place: &Place, log: &mut Vec<u8>) {
     encode(KIND_UPDATE, place, log, |log| {
         log.extend_from_slice(&target.file.0);
