@@ -3,6 +3,7 @@
 //! called again when it is. Depends on `file`, `lease` and below.
 //! Invariant: while the volume is locked no operation gets past [`Fs::enter`], but those that reveal nothing.
 
+mod aside;
 mod attributes;
 #[cfg(test)]
 mod crash_tests;
@@ -75,6 +76,10 @@ pub struct Fs {
     opening: [Mutex<()>; OPENING],
     /// Held while everything is committed: batches end one after the other.
     committing: Mutex<()>,
+    /// While a sweep goes on: what was moved meanwhile, perhaps from where it has not been to where it has.
+    moved: Mutex<Option<Vec<sweep::Moved>>>,
+    /// A new file could neither be given its header nor be removed. What has no header may be such a file.
+    half_made: AtomicBool,
     /// Numbers of what happened, for `status`.
     pub counters: Counters,
 }
@@ -94,6 +99,8 @@ pub struct Counters {
     pub batches: AtomicU64,
     /// Files whose last changes could not be stored before the volume locked.
     pub lost: AtomicU64,
+    /// Files that a crash had left unfinished, of which a copy was kept.
+    pub set_aside: AtomicU64,
 }
 
 /// Whether the volume's keys are there.

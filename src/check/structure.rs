@@ -223,7 +223,7 @@ impl Structure<'_> {
 
     /// The file id of a header in which nothing is wrong that could be seen; `None` if there is none yet.
     fn header(&self, store: &dyn store::StoreFile) -> Result<Option<FileId>, Error> {
-        let crashed = !self.context.journal.crashed_batches().is_empty();
+        let crashed = !self.context.journal.crashed().is_empty();
         match Unverified::read(store)? {
             Found::Nothing if crashed => Ok(None),
             Found::Nothing => Err(Damage::NoHeader.into()),
@@ -231,7 +231,7 @@ impl Structure<'_> {
                 Err(Damage::UnknownKek.into())
             }
             Found::Header(found) => {
-                let finished = !self.context.journal.crashed_batches().contains(&found.header().batch);
+                let finished = !self.context.journal.crashed().contains(found.header().batch);
                 match found.check(self.context) {
                     Err(damage) if finished => Err(damage.into()),
                     Err(_) => Ok(None),

@@ -72,14 +72,14 @@ impl Fs {
 
     /// Whether the length of a file in the store says nothing yet.
     fn is_doubtful(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> bool {
-        let crashed = self.context.journal.crashed_batches();
+        let crashed = self.context.journal.crashed();
         if crashed.is_empty() || stat.kind != Kind::File || self.open_file(stat.ino).is_some() {
             return false;
         }
         match directory.open_file(entry, false).map(|store| Unverified::read(&*store)) {
             Ok(Ok(Found::Header(found))) => {
                 let header = found.header();
-                crashed.contains(&header.batch) || self.context.geometry.stored_len(header.len) != stat.len
+                crashed.contains(header.batch) || self.context.geometry.stored_len(header.len) != stat.len
             }
             Ok(Ok(Found::Nothing)) => true,
             _ => false,
@@ -153,7 +153,7 @@ impl Fs {
                 if let Some(file) = self.open_file(stat.ino) {
                     return file.len();
                 }
-                if !self.context.journal.crashed_batches().is_empty() {
+                if !self.context.journal.crashed().is_empty() {
                     // What was appended when the machine went down may not have been committed: the header counts.
                     return self.len_in_header(directory, entry).unwrap_or_default();
                 }

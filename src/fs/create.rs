@@ -64,8 +64,10 @@ impl Fs {
             Ok((stat, Arc::new(file)))
         });
         let (stat, file) = made.inspect_err(|_| {
-            // Nobody has seen it.
-            let _ = directory.unlink(&stored.entry);
+            // Nobody has seen it. If it cannot be removed either, it is there from now on, without a header.
+            if directory.unlink(&stored.entry).is_err() {
+                self.half_made.store(true, Ordering::Release);
+            }
         })?;
         self.note_fresh(stat.ino, &store);
         let handle = self.register(stat.ino, &file, true);
@@ -135,7 +137,8 @@ impl Fs {
                 made.make_symlink(DIR_ID_ENTRY, HEXLOWER.encode(&random_id()).as_bytes())?;
             }
             self.own(directory, made.inode(), creator, permissions & 0o1777).map(drop)
-        })
+        })?;
+        self.made(parent, &stored)
     }
 
     /// Makes something under another name, then gives it its own.
@@ -144,7 +147,7 @@ impl Fs {
         parent: u64,
         stored: &StoredName,
         make: impl FnOnce(&dyn StoreDir, &[u8]) -> Result<()>,
-    ) -> Result<Entry> {
+    ) -> Result<()> {
         let directory = self.nodes.directory(parent)?;
         let staged = staging_name(STAGING_PREFIX);
         self.staged.lock().insert(staged.clone());
@@ -157,7 +160,12 @@ impl Fs {
             super::remove::purge(&*directory, &staged);
         }
         self.staged.lock().remove(&staged);
-        made?;
+        made
+    }
+
+    /// What was just made. It is there, whatever comes of this.
+    fn made(&self, parent: u64, stored: &StoredName) -> Result<Entry> {
+        let directory = self.nodes.directory(parent)?;
         let stat = directory.stat(&stored.entry)?;
         self.found(&*directory, parent, &stored.entry, stat)
     }
@@ -180,7 +188,8 @@ impl Fs {
         self.make_staged(parent, &stored, |directory, staged| {
             directory.make_node(staged, kind, permissions, rdev)?;
             self.own(directory, &*directory.entry(staged)?, creator, permissions).map(drop)
-        })
+        })?;
+        self.made(parent, &stored)
     }
 
     /// Makes a symbolic link. A target that is too long for one, once sealed, lies in the volume's `links`, made
@@ -209,7 +218,8 @@ impl Fs {
         if let (Err(_), Some(side)) = (&made, &side) {
             let _ = self.volume.links().and_then(|links| links.unlink(side));
         }
-        made
+        made?;
+        self.made(parent, &stored)
     }
 
     fn store_long_target(&self, name: &[u8], sealed: &[u8]) -> io::Result<()> {
@@ -272,6 +282,7 @@ impl Fs {
             }
             return Err(error.into());
         }
+        self.note_moved(parent, &directory, &stored.entry);
         let stat = directory.stat(&stored.entry)?;
         self.found(&*directory, parent, &stored.entry, stat)
     }

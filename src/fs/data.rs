@@ -17,8 +17,9 @@ use std::sync::atomic::Ordering::Relaxed;
 pub(super) enum Stored {
     /// A file; what is in it is authenticated as it is read.
     Whole(Box<File>),
-    /// Nobody was promised anything of it before the machine went down: it counts as empty.
-    Unfinished,
+    /// Nobody was promised anything of it before the machine went down: it counts as empty. If it had a header, its id and
+    /// what is wrong with it.
+    Unfinished(Option<(FileId, Damage)>),
     /// Not what was written.
     Damaged(Damage),
 }
@@ -114,7 +115,7 @@ impl Fs {
     fn read_file(&self, keys: &Unlocked, ino: u64, store: Arc<dyn StoreFile>) -> Result<File> {
         match self.open_stored(keys, ino, &|| self.nodes.path(ino), &store)? {
             Stored::Whole(file) => Ok(*file),
-            Stored::Unfinished => self.begin_anew(keys, ino, store),
+            Stored::Unfinished(left) => self.begin_anew(keys, ino, store, left),
             Stored::Damaged(damage) => Err(self.damaged_file(ino, &damage)),
         }
     }
@@ -130,7 +131,7 @@ impl Fs {
         let found = match Unverified::read(&**store) {
             Ok(Found::Header(found)) => found,
             // It was created, and the machine went down before anybody was promised anything of it.
-            Ok(Found::Nothing) if !self.context.journal.crashed_batches().is_empty() => return Ok(Stored::Unfinished),
+            Ok(Found::Nothing) if self.may_be_half_made() => return Ok(Stored::Unfinished(None)),
             Ok(Found::Nothing) => return Ok(Stored::Damaged(Damage::NoHeader)),
             Err(file::Error::Damaged(damage)) => return Ok(Stored::Damaged(damage)),
             Err(error) => return Err(error.into()),
@@ -144,23 +145,44 @@ impl Fs {
         match File::open(Arc::clone(&self.context), Arc::clone(store), target, *found, file_keys) {
             Ok(file) => Ok(Stored::Whole(Box::new(file))),
             Err(file::Error::Damaged(damage)) => {
-                let unfinished = self.context.journal.crashed_batches().contains(&header.batch);
-                Ok(if unfinished && header.batch != 0 { Stored::Unfinished } else { Stored::Damaged(damage) })
+                let unfinished = header.batch != 0 && self.context.journal.crashed().contains(header.batch);
+                Ok(if unfinished { Stored::Unfinished(Some((header.file, damage))) } else { Stored::Damaged(damage) })
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Lets a file of which nothing was ever durable be empty.
-    fn begin_anew(&self, keys: &Unlocked, ino: u64, store: Arc<dyn StoreFile>) -> Result<File> {
+    /// Whether a stored file without a header may be one that was being created.
+    fn may_be_half_made(&self) -> bool {
+        self.half_made.load(Ordering::Acquire) || !self.context.journal.crashed().is_empty()
+    }
+
+    /// Lets a file be empty of which, as far as anybody can tell, nothing was ever durable. If it had a header, what is
+    /// there is kept.
+    fn begin_anew(
+        &self,
+        keys: &Unlocked,
+        ino: u64,
+        store: Arc<dyn StoreFile>,
+        left: Option<(FileId, Damage)>,
+    ) -> Result<File> {
         let (envelope, secret) = self.envelopes.take(&self.leases, &self.volume)?;
-        tracing::warn!("file {ino} was being written when the machine went down: it is empty now");
         let file = FileId(crate::crypto::random_id());
         let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, file, Epoch(0));
         let target = Target { file, ino, path: self.nodes.path(ino) };
         let header = self.new_header(file, envelope);
         if self.read_only {
             return Ok(File::of_nothing(Arc::clone(&self.context), store, target, header, Arc::new(Keys::from(&dek))));
+        }
+        match left {
+            Some((file, damage)) => {
+                tracing::warn!(
+                    "file {file} was being written when the machine went down, or was damaged since ({damage}): it is \
+                     empty now, and what was in it is kept in the volume's `lost`"
+                );
+                self.set_aside(file, &*store)?;
+            }
+            None => tracing::warn!("file {ino} was being created when the machine went down: it is empty now"),
         }
         store.set_len(crate::units::StoredOffset(0))?;
         self.note_fresh(ino, &store);

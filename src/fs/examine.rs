@@ -90,7 +90,7 @@ impl Fs {
                 let file = Arc::clone(&self.files.lock().entry(ino).or_insert_with(|| OpenFile::of(&file)).file);
                 Ok(Examined::File(Examination { ino, file }))
             }
-            Stored::Unfinished => Ok(Examined::Unfinished),
+            Stored::Unfinished(_) => Ok(Examined::Unfinished),
             // A file whose last name is gone may have been given up in the middle of a change.
             Stored::Damaged(_) if store.inode().stat()?.nlink == 0 => Ok(Examined::Gone),
             Stored::Damaged(damage) => Ok(Examined::Damaged(damage)),

@@ -99,12 +99,19 @@ impl Fs {
         self.files.lock().retain(|_, open| used(open) || open.file.waits_for_commit());
     }
 
-    /// Commits everything and marks the journal as cleanly closed.
+    /// Commits everything, names that changed included, and marks the journal as cleanly closed.
     ///
     /// # Errors
     /// As for [`commit_all`](Self::commit_all); the next mount then recovers.
     pub fn shut_down(&self) -> Result<()> {
         self.commit_all()?;
+        if !self.read_only {
+            self.store.sync_all()?;
+        }
+        if self.half_made.load(Ordering::Acquire) {
+            // The next mount has to look at every file, as after a crash.
+            return Ok(());
+        }
         if self.read_only || self.files.lock().values().any(|open| open.file.waits_for_commit()) {
             return Ok(());
         }

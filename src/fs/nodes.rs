@@ -96,6 +96,23 @@ impl Nodes {
         node.is_some_and(|node| node.dead)
     }
 
+    /// Keeps a directory, and those above it, from being forgotten; returns them, each to be forgotten once.
+    pub fn hold(&self, ino: u64) -> Vec<u64> {
+        let mut table = self.table.lock();
+        let mut held = Vec::new();
+        let mut at = ino;
+        while at != ROOT
+            && !held.contains(&at)
+            && let Some(node) = table.get_mut(&at)
+        {
+            node.lookups += 1;
+            held.push(at);
+            let Some(place) = node.places.first() else { break };
+            at = place.parent;
+        }
+        held
+    }
+
     /// Whether the kernel knows an inode.
     pub fn knows(&self, ino: u64) -> bool {
         self.table.lock().contains_key(&ino)

@@ -51,13 +51,18 @@ impl Fs {
         if from.is_same(&to) {
             return if mode == RenameMode::NoReplace { Err(Error::errno(libc::EEXIST)) } else { Ok(()) };
         }
-        match (mode, replaced) {
+        let renamed = match (mode, replaced) {
             (RenameMode::NoReplace, Some(_)) => Err(Error::errno(libc::EEXIST)),
             (RenameMode::Exchange, None) => Err(Error::errno(libc::ENOENT)),
             (RenameMode::Exchange, Some(other)) => self.exchange(&from, &stat, &to, &other),
             (_, None) => self.move_to_free_name(&from, &stat, &to),
             (_, Some(other)) => self.replace(&from, &stat, &to, &other),
+        };
+        self.note_moved(to.parent, &to.directory, &to.stored.entry);
+        if mode == RenameMode::Exchange {
+            self.note_moved(from.parent, &from.directory, &from.stored.entry);
         }
+        renamed
     }
 
     fn end(&self, keys: &Entered<'_>, parent: u64, name: &[u8]) -> Result<End> {

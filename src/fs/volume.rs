@@ -27,6 +27,8 @@ const JOURNAL: &[u8] = b"journal";
 const AUDIT: &[u8] = b"audit";
 /// Symbolic links whose targets are too long for one (format.md, "Symbolic links").
 const LINKS: &[u8] = b"links";
+/// What a crash left of files that were being written.
+const LOST: &[u8] = b"lost";
 
 /// The default of `--files-per-envelope` (performance.md has the figures).
 pub const FILES_PER_ENVELOPE: u32 = 1024;
@@ -266,6 +268,18 @@ impl Volume {
             epoch_floor: record.epoch_floor,
             journal: Arc::new(journal),
         })
+    }
+
+    /// The directory of what crashes left of files that were being written; made when it is needed for the first time.
+    pub(super) fn lost(&self) -> io::Result<Arc<dyn StoreDir>> {
+        match self.root.open_dir(LOST) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.root.make_dir(LOST, 0o700)?;
+                self.root.sync()?;
+                self.root.open_dir(LOST)
+            }
+            other => other,
+        }
     }
 
     /// The envelope, as a header carries it, of a secret that was wrapped for this volume.

@@ -23,7 +23,7 @@ pub enum Fault {
 pub struct Plan {
     /// The first operation that fails, counted from 0.
     pub at: u64,
-    /// Whether all later ones fail too, but for removing names: what is full, or over quota, still does that.
+    /// Whether all later ones fail too. What is full, or over quota, still removes names.
     pub lasting: bool,
     /// Reads are not counted, and do not fail.
     pub only_changes: bool,
@@ -80,8 +80,14 @@ impl Faults {
     }
 
     fn pass_removal(&self) -> io::Result<()> {
-        let lasting = self.0.lock().plan.is_some_and(|plan| plan.lasting);
-        if lasting { Ok(()) } else { self.pass(true) }
+        let full = self.0.lock().plan.is_some_and(|plan| {
+            let number = match plan.fault {
+                Fault::Errno(number) | Fault::Half(number) => number,
+                Fault::ShortRead => 0,
+            };
+            plan.lasting && matches!(number, libc::ENOSPC | libc::EDQUOT)
+        });
+        if full { Ok(()) } else { self.pass(true) }
     }
 
     fn wrap<T: ?Sized>(&self, inner: Arc<T>) -> Arc<Faulty<T>> {
@@ -113,6 +119,7 @@ impl Store for FaultStore {
     }
 
     fn space(&self) -> io::Result<Space> {
+        self.faults.pass(false)?;
         self.inner.space()
     }
 }
