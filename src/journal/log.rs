@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_whole_header_of_another_version_is_refused_and_not_taken_for_an_empty_log() {
-        for (at, what) in [(8, "version 0"), (11, "does not know"), (32, "does not know"), (4000, "does not know")] {
+        for (at, what) in [(8, "version 0"), (11, "does not know"), (33, "does not know"), (4000, "does not know")] {
             let mut page = encode(&State { sequence: 7, ..State::default() });
             page[at] ^= 1;
             let checksum = blake3::hash(&page[..CHECKSUM_AT]);
