@@ -49,7 +49,9 @@ impl Fs {
         let directory = self.nodes.directory(parent)?;
         let permissions = self.permissions(parent, creator)?;
         let (envelope, secret) = self.envelopes.take(&self.leases, &self.volume)?;
-        make_side(&*directory, stored.side.as_ref())?;
+        if make_side(&*directory, stored.side.as_ref())? {
+            self.needs_names(parent);
+        }
         let store = directory.create_file(&stored.entry, permissions)?;
         let made = self.own(&*directory, store.inode(), creator, permissions).and_then(|stat| {
             let file_id = FileId(random_id());
@@ -138,7 +140,9 @@ impl Fs {
             }
             self.own(directory, made.inode(), creator, permissions & 0o1777).map(drop)
         })?;
-        self.made(parent, &stored)
+        let made = self.made(parent, &stored)?;
+        self.needs_names(made.stat.ino);
+        Ok(made)
     }
 
     /// Makes something under another name, then gives it its own.
@@ -152,7 +156,9 @@ impl Fs {
         let staged = staging_name(STAGING_PREFIX);
         self.staged.lock().insert(staged.clone());
         let made = make(&*directory, &staged).and_then(|()| {
-            make_side(&*directory, stored.side.as_ref())?;
+            if make_side(&*directory, stored.side.as_ref())? {
+                self.needs_names(parent);
+            }
             Ok(directory.rename(&staged, &*directory, &stored.entry, RenameMode::NoReplace)?)
         });
         if made.is_err() {
@@ -275,7 +281,10 @@ impl Fs {
         let directory = self.nodes.directory(parent)?;
         let place = self.nodes.place(ino)?;
         let from = self.nodes.directory(place.parent)?;
-        make_side(&*directory, stored.side.as_ref())?;
+        if make_side(&*directory, stored.side.as_ref())? {
+            // btrfs logs the new name at once if the file was synced before, and not what that needs.
+            directory.sync()?;
+        }
         if let Err(error) = from.link(&place.entry, &*directory, &stored.entry) {
             if error.kind() != io::ErrorKind::AlreadyExists {
                 remove_side(&*directory, stored.side.as_ref());

@@ -316,6 +316,7 @@ impl Fs {
         let keys = self.enter_draining()?;
         let (ino, file) = self.file_handle(handle)?;
         self.restore_keys(&keys, &file)?;
+        self.sync_names(ino)?;
         file.sync(!data_only).map_err(|error| self.file_error(ino, error))?;
         self.fresh.lock().inos.remove(&ino);
         Ok(())

@@ -124,6 +124,7 @@ impl Fs {
     /// The store's.
     pub fn sync_directory(&self, ino: u64) -> Result<()> {
         let _keys = self.enter_draining()?;
+        self.sync_names(ino)?;
         Ok(self.nodes.directory(ino)?.sync()?)
     }
 }

@@ -46,6 +46,7 @@ impl Fs {
             staged: Mutex::default(),
             opening: std::array::from_fn(|_| Mutex::default()),
             committing: Mutex::default(),
+            names: Mutex::default(),
             moved: Mutex::default(),
             half_made: AtomicBool::new(false),
             counters: Counters::default(),

@@ -70,8 +70,11 @@ impl Fs {
                 }
             }
         }
-        if fresh.many {
+        if fresh.many || !self.sync_all_names()? {
+            let names: Vec<u64> = self.names.lock().iter().copied().collect();
             self.store.sync_all()?;
+            let mut left = self.names.lock();
+            names.iter().for_each(|directory| _ = left.remove(directory));
         } else {
             for store in &fresh.stores {
                 store.sync(false)?;

@@ -4,8 +4,10 @@ use super::error::{Error, Result};
 use super::{Entered, Fs};
 use crate::audit::Event;
 use crate::crypto::names::{self, NAME_MAX, SideEntry, StoredName};
+use crate::crypto::random_id;
 use crate::store::{DirEntry, StoreDir};
 use crate::units::DirId;
+use data_encoding::HEXLOWER;
 use std::io;
 
 /// What the shown names of entries begin with whose own names cannot be read: foreign ones, damaged ones, and those
@@ -61,6 +63,12 @@ impl Fs {
         }
         let id = self.nodes.dir_id(ino, |directory| {
             let id = read_dir_id(directory)?;
+            if id.is_none() && !self.read_only && directory.list()?.is_empty() {
+                // btrfs can bring a new directory back without what was in it. There is no name that would need the id.
+                let id = HEXLOWER.encode(&random_id());
+                directory.make_symlink(names::DIR_ID_ENTRY, id.as_bytes())?;
+                return Ok(parse_dir_id(id.as_bytes()));
+            }
             if id.is_none() {
                 self.found_damage(|| format!("directory {ino} has no id"));
             }
@@ -188,11 +196,13 @@ pub(super) fn parse_dir_id(target: &[u8]) -> Option<DirId> {
     std::str::from_utf8(target).ok()?.parse().ok()
 }
 
-/// Makes the side entry of a long name. One that is there already is the same: its name is the hash of its target.
-pub(super) fn make_side(directory: &dyn StoreDir, side: Option<&SideEntry>) -> io::Result<()> {
+/// Makes the side entry of a long name; returns whether there was none. One that is there already is the same: its name
+/// is the hash of its target.
+pub(super) fn make_side(directory: &dyn StoreDir, side: Option<&SideEntry>) -> io::Result<bool> {
     match side.map(|side| directory.make_symlink(&side.entry, &side.target)) {
+        Some(Ok(())) => Ok(true),
         Some(Err(error)) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
+        _ => Ok(false),
     }
 }
 

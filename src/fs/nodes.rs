@@ -96,6 +96,25 @@ impl Nodes {
         node.is_some_and(|node| node.dead)
     }
 
+    /// The directories that lead to an inode, and itself if it is one, the outermost first.
+    pub fn above(&self, ino: u64) -> Vec<u64> {
+        let table = self.table.lock();
+        let mut above = Vec::new();
+        let mut waiting = vec![ino];
+        while let Some(at) = waiting.pop() {
+            if above.contains(&at) {
+                continue;
+            }
+            let Some(node) = table.get(&at) else { continue };
+            if node.kind == Some(Kind::Directory) {
+                above.push(at);
+            }
+            waiting.extend(node.places.iter().map(|place| place.parent));
+        }
+        above.reverse();
+        above
+    }
+
     /// Keeps a directory, and those above it, from being forgotten; returns them, each to be forgotten once.
     pub fn hold(&self, ino: u64) -> Vec<u64> {
         let mut table = self.table.lock();

@@ -72,7 +72,10 @@ impl Fs {
     }
 
     fn move_to_free_name(&self, from: &End, stat: &Stat, to: &End) -> Result<()> {
-        make_side(&*to.directory, to.stored.side.as_ref())?;
+        if make_side(&*to.directory, to.stored.side.as_ref())? {
+            // btrfs logs the new name at once if the file was synced before, and not what that needs.
+            to.directory.sync()?;
+        }
         let moved = from.directory.rename(&from.stored.entry, &*to.directory, &to.stored.entry, RenameMode::NoReplace);
         if let Err(error) = moved {
             remove_side(&*to.directory, to.stored.side.as_ref());
@@ -131,6 +134,7 @@ impl Fs {
     /// Makes a file durable that is not, so that whoever replaces a file by a new one has one of the two after a
     /// crash, as on ext4.
     fn sync_fresh(&self, from: &End, ino: u64) -> Result<()> {
+        self.sync_names(from.parent)?;
         if let Some(file) = self.open_file(ino)
             && file.wants_commit()
         {

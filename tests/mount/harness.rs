@@ -23,6 +23,8 @@ pub const NOBODY: u32 = 65534;
 /// A volume that is not mounted.
 pub struct Volume {
     parent: TempDir,
+    /// Where it is, if not beside the mountpoint.
+    place: Option<PathBuf>,
     /// What the program's environment has beside the test's own.
     environment: HashMap<String, String>,
 }
@@ -48,7 +50,18 @@ impl Volume {
 
     /// The same, made with these options of `init`.
     pub fn with(options: &[&str]) -> Self {
-        let volume = Self::nothing();
+        Self::nothing().made(options)
+    }
+
+    /// A volume in this directory, which may lie on another filesystem.
+    pub fn at(path: &Path) -> Self {
+        let mut volume = Self::nothing();
+        volume.place = Some(path.to_owned());
+        volume.made(&[])
+    }
+
+    fn made(self, options: &[&str]) -> Self {
+        let volume = self;
         volume.make_key("kek");
         let kek = volume.kek("kek");
         volume.ok(&[&["init", volume.path().to_str().expect("UTF-8"), "--kek", &kek], options].concat());
@@ -72,7 +85,7 @@ impl Volume {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(parent.path(), mode).expect("permissions");
         std::fs::create_dir(parent.path().join("mnt")).expect("a mountpoint");
-        Self { parent, environment: HashMap::new() }
+        Self { parent, place: None, environment: HashMap::new() }
     }
 
     /// Makes a raw key in a file.
@@ -90,7 +103,7 @@ impl Volume {
 
     /// The volume's directory.
     pub fn path(&self) -> PathBuf {
-        self.file("volume")
+        self.place.clone().unwrap_or_else(|| self.file("volume"))
     }
 
     /// Where it is mounted.

@@ -4,7 +4,8 @@ use crate::harness::{Mount, Outcome, Volume, bytes, number, until};
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-fn kill(mount: &Mount) {
+/// Kills the program that serves a mount.
+pub fn kill(mount: &Mount) {
     let holder = fs::read_to_string(mount.volume().path().join("lock")).expect("a holder");
     let holder: serde_json::Value = serde_json::from_str(&holder).expect("JSON");
     let pid = rustix::process::Pid::from_raw(holder["pid"].as_i64().expect("a pid") as i32).expect("a pid");
