@@ -68,6 +68,9 @@ impl Known {
     }
 }
 
+/// The versions of files, and the names, that were promised.
+type Promises = (Vec<Option<usize>>, BTreeMap<String, Vec<usize>>);
+
 /// What one program did, and what it was promised.
 #[derive(Default)]
 struct Record {
@@ -81,7 +84,7 @@ struct Record {
     /// A name that is given to a file just now, and the file that had it.
     under_way: Option<(String, Option<usize>)>,
     /// The promises of the moment that counts.
-    counts: Option<(Vec<Option<usize>>, BTreeMap<String, Vec<usize>>)>,
+    counts: Option<Promises>,
 }
 
 impl Record {
@@ -89,9 +92,8 @@ impl Record {
     fn freeze(&mut self) {
         self.disturbed.clear();
         self.came_to.clear();
-        match &self.under_way {
-            Some((path, None)) => _ = self.disturbed.insert(path.clone()),
-            _ => (),
+        if let Some((path, None)) = &self.under_way {
+            self.disturbed.insert(path.clone());
         }
         self.counts = Some((self.files.iter().map(|file| file.promised).collect(), self.promised.clone()));
     }
