@@ -49,5 +49,10 @@ pub fn structure(
     stop: &AtomicBool,
 ) -> io::Result<Option<Totals>> {
     let record = volume.record();
-    structure::check(&record, context, &*volume.tree()?, &*volume.links()?, findings, stop)
+    let totals = structure::check(&record, context, &*volume.tree()?, &*volume.links()?, findings, stop)?;
+    let lost = volume.lost_if_any().and_then(|lost| lost.map_or(Ok(()), |lost| structure::lost(&*lost, findings)));
+    if let Err(error) = lost {
+        findings.add(Kind::Io, b"lost", None, error.to_string());
+    }
+    Ok(totals)
 }

@@ -133,6 +133,11 @@ fn a_volume_that_was_killed_is_whole_after_recovery_and_not_judged_before() {
     let fs = mount(&volume, &key).unwrap();
     fs.sweep(&false.into()).unwrap();
     fs.shut_down().unwrap();
+    // What was torn is empty now, and kept.
+    let found = report(&volume, &["--deep"], 0);
+    let [kept] = &findings(&found)[..] else { panic!("{found:#}") };
+    assert_eq!((&kept["kind"], &kept["severity"]), (&json!("set_aside"), &json!("note")));
+    std::fs::remove_file(volume.join(kept["stored"].as_str().unwrap())).unwrap();
     assert_eq!(report(&volume, &["--deep"], 0)["findings"], json!([]));
 }
 
@@ -258,6 +263,17 @@ fn everything_that_does_not_belong_is_named_without_a_key() {
     should.push(expected(&orphan, "orphan_side"));
     std::fs::write(volume.join("links/00112233445566778899aabbccddeeff"), [0; 100]).unwrap();
     should.push(("links/00112233445566778899aabbccddeeff".into(), "orphan_target".into()));
+    let id = "00112233445566778899aabbccddeeff";
+    std::fs::create_dir(volume.join("lost")).unwrap();
+    for (name, kind) in [(id, "set_aside"), (&format!("{id}.new-{id}"), "leftover"), (&format!("{id}0"), "foreign")] {
+        std::fs::write(volume.join("lost").join(name), "x").unwrap();
+        should.push((format!("lost/{name}"), kind.into()));
+    }
+    std::fs::create_dir(volume.join("lost/directory")).unwrap();
+    should.push(("lost/directory".into(), "foreign".into()));
+    let bare = tree.join("B".repeat(30));
+    std::fs::create_dir(&bare).unwrap();
+    should.push(expected(&bare, "unfinished"));
     std::fs::hard_link(&largest, dir.path().join("outside")).unwrap();
     should.push(expected(&largest, "link_count"));
     let copy = largest.with_file_name("A".repeat(30));

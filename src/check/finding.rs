@@ -56,6 +56,8 @@ pub enum Kind {
     OrphanSide,
     /// Something that was in the making, or was being removed.
     Leftover,
+    /// What a crash left of a file that is empty now.
+    SetAside,
 }
 
 /// How bad it is.
@@ -81,9 +83,12 @@ impl Kind {
     pub fn severity(self) -> Severity {
         match self {
             Self::Io | Self::Refused => Severity::Unchecked,
-            Self::Unfinished | Self::LinkCount | Self::OrphanTarget | Self::OrphanSide | Self::Leftover => {
-                Severity::Note
-            }
+            Self::Unfinished
+            | Self::LinkCount
+            | Self::OrphanTarget
+            | Self::OrphanSide
+            | Self::Leftover
+            | Self::SetAside => Severity::Note,
             _ => Severity::Damage,
         }
     }
@@ -134,6 +139,7 @@ impl Kind {
             Self::OrphanTarget | Self::OrphanSide | Self::Leftover => {
                 "a crash left it; it takes space and does no harm"
             }
+            Self::SetAside => "kept in case that it was whole once: move it to the tree to read it, or remove it",
         }
     }
 }

@@ -79,6 +79,31 @@ pub(super) fn check(
     Ok((!stopped).then_some(structure.totals))
 }
 
+/// Names what crashes left of files that were being written.
+///
+/// # Errors
+/// The store's.
+pub(super) fn lost(lost: &dyn StoreDir, findings: &mut Findings) -> io::Result<()> {
+    for entry in entries(lost)? {
+        let file = lost.stat(&entry.name).map(|stat| stat.kind == store::Kind::File);
+        let (id, rest) = entry.name.split_at(entry.name.len().min(ID_DIGITS));
+        let (kind, detail) = match rest.strip_prefix(b".new-") {
+            _ if !file? || !is_id(id) => (Kind::Foreign, "kmsfs keeps only what a crash left of files here"),
+            None if rest.is_empty() => {
+                (Kind::SetAside, "the file with this id was being written when the machine went down")
+            }
+            Some(random) if is_id(random) => (Kind::Leftover, "a copy in the making when the program ended"),
+            _ => (Kind::Foreign, "kmsfs keeps only what a crash left of files here"),
+        };
+        findings.add(kind, &join(b"lost", &entry.name), None, detail);
+    }
+    Ok(())
+}
+
+fn is_id(text: &[u8]) -> bool {
+    text.len() == ID_DIGITS && text.iter().all(u8::is_ascii_hexdigit)
+}
+
 impl Structure<'_> {
     fn directory(&mut self, directory: &dyn StoreDir, path: &[u8]) -> io::Result<()> {
         self.totals.directories += 1;
@@ -104,6 +129,10 @@ impl Structure<'_> {
 
     fn id(&mut self, directory: &dyn StoreDir, path: &[u8]) -> io::Result<()> {
         match read_dir_id(directory)? {
+            None if directory.list()?.is_empty() => {
+                // Some filesystems bring a new directory back without what was in it.
+                self.findings.add(Kind::Unfinished, path, None, "an empty directory that has no id yet");
+            }
             None => {
                 self.findings.add(Kind::DirectoryId, path, None, "the directory has no id, or one that is none");
             }
@@ -126,10 +155,7 @@ impl Structure<'_> {
         stored: &[u8],
     ) -> io::Result<bool> {
         let name = &entry.name[..];
-        let is_staged = || {
-            name.strip_prefix(STAGING_PREFIX)
-                .is_some_and(|id| id.len() == ID_DIGITS && id.iter().all(u8::is_ascii_hexdigit))
-        };
+        let is_staged = || name.strip_prefix(STAGING_PREFIX).is_some_and(is_id);
         let leftover = "in the making, or being removed, when the program ended";
         if self.record.plain_names {
             if is_staged() {
@@ -247,9 +273,7 @@ impl Structure<'_> {
                 let sealed = BASE64URL_NOPAD.decode(target);
                 (!sealed.is_ok_and(|sealed| sealed.len() > VALUE_OVERHEAD)).then_some("its target is malformed")
             }
-            Some(id) if id.len() != ID_DIGITS || !id.iter().all(u8::is_ascii_hexdigit) => {
-                Some("its target is malformed")
-            }
+            Some(id) if !is_id(id) => Some("its target is malformed"),
             Some(id) => {
                 self.targets.insert(id.to_vec());
                 match self.links.stat(id) {

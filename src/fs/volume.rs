@@ -270,16 +270,25 @@ impl Volume {
         })
     }
 
-    /// The directory of what crashes left of files that were being written; made when it is needed for the first time.
-    pub(super) fn lost(&self) -> io::Result<Arc<dyn StoreDir>> {
+    /// The directory of what crashes left of files that were being written, `None` if it was never needed.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn lost_if_any(&self) -> io::Result<Option<Arc<dyn StoreDir>>> {
         match self.root.open_dir(LOST) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.root.make_dir(LOST, 0o700)?;
-                self.root.sync()?;
-                self.root.open_dir(LOST)
-            }
-            other => other,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some),
         }
+    }
+
+    /// The same; made when it is needed for the first time.
+    pub(super) fn lost(&self) -> io::Result<Arc<dyn StoreDir>> {
+        if let Some(lost) = self.lost_if_any()? {
+            return Ok(lost);
+        }
+        self.root.make_dir(LOST, 0o700)?;
+        self.root.sync()?;
+        self.root.open_dir(LOST)
     }
 
     /// The envelope, as a header carries it, of a secret that was wrapped for this volume.

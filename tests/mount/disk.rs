@@ -24,6 +24,9 @@ const TTL: Duration = Duration::from_secs(3600);
 /// For how long a power cut waits for a moment at which it can do harm.
 const SOON: Duration = Duration::from_millis(50);
 
+/// How often the end of a disk waits that long for its last user.
+const TRIES: usize = 200;
+
 type Page = Arc<[u8; PAGE]>;
 /// Pages that are not all zero, by number.
 type Image = HashMap<u64, Page>;
@@ -169,6 +172,18 @@ impl Drop for Disk {
         let _ = rustix::mount::unmount(self.path(), rustix::mount::UnmountFlags::DETACH);
         if let Some(device) = self.device.take() {
             let _ = std::process::Command::new("losetup").args(["--detach", &device]).status();
+        }
+        // The device goes when the last that has its filesystem open does, and has the file below open until then.
+        let below = self.directory.path().join("below");
+        let gone = (0..TRIES).any(|_| {
+            let unmounted = rustix::mount::unmount(&below, rustix::mount::UnmountFlags::empty()).is_ok();
+            if !unmounted {
+                std::thread::sleep(SOON);
+            }
+            unmounted
+        });
+        if !gone {
+            let _ = rustix::mount::unmount(&below, rustix::mount::UnmountFlags::DETACH);
         }
         if let Some(session) = self.session.take() {
             let _ = session.umount_and_join();
