@@ -127,6 +127,9 @@ pub fn decode(bytes: &[u8]) -> Option<(Record, Place, usize)> {
         KIND_UPDATE => decode_update(&mut fields)?,
         _ => return None,
     };
+    if !fields.0.is_empty() {
+        return None;
+    }
     Some((decoded, place, end.next_multiple_of(ALIGN)))
 }
 
@@ -144,7 +147,7 @@ fn decode_update(fields: &mut Fields<'_>) -> Option<Record> {
             Some((offset, Arc::from(fields.take(len as usize)?)))
         })
         .collect::<Option<_>>()?;
-    fields.0.is_empty().then_some(Record::Update(Target { file, ino, path }, Update { stored_len, writes, voids }))
+    Some(Record::Update(Target { file, ino, path }, Update { stored_len, writes, voids }))
 }
 
 struct Fields<'a>(&'a [u8]);
