@@ -78,7 +78,7 @@ pub struct Fs {
     /// Held while everything is committed: batches end one after the other.
     committing: Mutex<()>,
     /// Directories in which something was made that names need, and that may not be durable.
-    names: Mutex<HashSet<u64>>,
+    names: Mutex<durable::Names>,
     /// While a sweep goes on: what was moved meanwhile, perhaps from where it has not been to where it has.
     moved: Mutex<Option<Vec<sweep::Moved>>>,
     /// A new file could neither be given its header nor be removed. What has no header may be such a file.

@@ -22,17 +22,17 @@ use work::Model;
 const LOG_LEN: u64 = 700 * 1024;
 const XATTR: &[u8] = b"user.version";
 
-const OPTIONS: InitOptions =
+pub(super) const OPTIONS: InitOptions =
     InitOptions { chunk_size: ChunkSize::DEFAULT, files_per_envelope: 1000, plain_names: false };
 
-fn make(options: InitOptions) -> MemStore {
+pub(super) fn make(options: InitOptions) -> MemStore {
     let store = MemStore::default();
     fill(&*store.root(), "fake:key", &FakeKms::default(), options).unwrap();
     store.sync_all().unwrap();
     store
 }
 
-fn mount(store: Arc<dyn Store>) -> (Fs, Recovery) {
+pub(super) fn mount(store: Arc<dyn Store>) -> (Fs, Recovery) {
     let volume = Volume::read(store.root(), Path::new("memory")).unwrap();
     let (journal, recovery) = recovery::open(&*volume.journal().unwrap(), &*volume.tree().unwrap(), LOG_LEN).unwrap();
     (serve(volume, store, journal, &Arc::default(), false), recovery)
@@ -66,7 +66,7 @@ fn serve(volume: Volume, store: Arc<dyn Store>, journal: Journal, kms: &Arc<Fake
 }
 
 /// Calls again when the key is there, as whoever serves the kernel does.
-fn done<T>(fs: &Fs, act: impl Fn() -> Result<T>) -> Result<T> {
+pub(super) fn done<T>(fs: &Fs, act: impl Fn() -> Result<T>) -> Result<T> {
     loop {
         match act() {
             Err(Error::NeedKey(need)) => fs.fetch(&need)?,
@@ -75,7 +75,7 @@ fn done<T>(fs: &Fs, act: impl Fn() -> Result<T>) -> Result<T> {
     }
 }
 
-fn creator(permissions: u32) -> Creator {
+pub(super) fn creator(permissions: u32) -> Creator {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     Creator { uid, gid, permissions, umask: 0 }
 }

@@ -71,10 +71,10 @@ impl Fs {
             }
         }
         if fresh.many || !self.sync_all_names()? {
-            let names: Vec<u64> = self.names.lock().iter().copied().collect();
+            let noted = self.names.lock().notes();
             self.store.sync_all()?;
             let mut left = self.names.lock();
-            names.iter().for_each(|directory| _ = left.remove(directory));
+            noted.into_iter().for_each(|noted| left.done(noted));
         } else {
             for store in &fresh.stores {
                 store.sync(false)?;

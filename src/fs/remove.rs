@@ -44,6 +44,9 @@ impl Fs {
     pub(super) fn gone(&self, stat: &Stat, place: &Place, rest: Option<Box<dyn Inode>>) {
         let last = stat.nlink <= 1 || stat.kind == Kind::Directory;
         self.nodes.removed(stat.ino, place, last, rest);
+        if stat.kind == Kind::Directory {
+            self.needs_no_names(stat.ino);
+        }
         if last && stat.kind == Kind::File {
             self.fresh.lock().inos.remove(&stat.ino);
             if !self.nodes.knows(stat.ino) {
