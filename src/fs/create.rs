@@ -281,8 +281,9 @@ impl Fs {
         let directory = self.nodes.directory(parent)?;
         let place = self.nodes.place(ino)?;
         let from = self.nodes.directory(place.parent)?;
+        // btrfs logs the new name at once if the file was synced before, and not what that needs.
+        self.sync_names(parent)?;
         if make_side(&*directory, stored.side.as_ref())? {
-            // btrfs logs the new name at once if the file was synced before, and not what that needs.
             directory.sync()?;
         }
         if let Err(error) = from.link(&place.entry, &*directory, &stored.entry) {

@@ -44,9 +44,6 @@ impl Fs {
     pub(super) fn gone(&self, stat: &Stat, place: &Place, rest: Option<Box<dyn Inode>>) {
         let last = stat.nlink <= 1 || stat.kind == Kind::Directory;
         self.nodes.removed(stat.ino, place, last, rest);
-        if stat.kind == Kind::Directory {
-            self.needs_no_names(stat.ino);
-        }
         if last && stat.kind == Kind::File {
             self.fresh.lock().inos.remove(&stat.ino);
             if !self.nodes.knows(stat.ino) {
@@ -85,6 +82,8 @@ impl Fs {
             let staged = staging_name(STAGING_PREFIX);
             directory.rename(&stored.entry, &*directory, &staged, RenameMode::NoReplace)?;
             remove_side(&*directory, stored.side.as_ref());
+            // Before its number can be that of a new one.
+            self.needs_no_names(stat.ino);
             purge(&*directory, &staged);
         }
         self.gone(&stat, &Place { parent, entry: stored.entry.into() }, rest);

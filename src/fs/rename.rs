@@ -51,6 +51,11 @@ impl Fs {
         if from.is_same(&to) {
             return if mode == RenameMode::NoReplace { Err(Error::errno(libc::EEXIST)) } else { Ok(()) };
         }
+        // btrfs logs the new name at once if what is moved was synced before, and not what leads there.
+        self.sync_names(to.parent)?;
+        if mode == RenameMode::Exchange {
+            self.sync_names(from.parent)?;
+        }
         let renamed = match (mode, replaced) {
             (RenameMode::NoReplace, Some(_)) => Err(Error::errno(libc::EEXIST)),
             (RenameMode::Exchange, None) => Err(Error::errno(libc::ENOENT)),
