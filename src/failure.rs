@@ -171,6 +171,9 @@ impl Failure {
             }
             io::ErrorKind::PermissionDenied => failure.hint("run as the user to whom the volume belongs"),
             io::ErrorKind::ReadOnlyFilesystem => failure.hint("mount with -o ro"),
+            _ if error.raw_os_error() == Some(libc::ELOOP) => failure.hint(
+                "a symbolic link stands where the volume has a file of its own: see who put it there, and remove it",
+            ),
             _ => failure,
         }
     }

@@ -145,11 +145,7 @@ fn check_places(arguments: &Fsck, volume: &Volume) -> Result<(), Failure> {
 
 fn hold(arguments: &Fsck, volume: &Volume) -> Result<Option<Holding>, Failure> {
     let taken = if arguments.recover || arguments.quarantine.is_some() {
-        let holder = Holder {
-            pid: std::process::id(),
-            mountpoint: "kmsfs fsck".into(),
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        };
+        let holder = Holder::here("kmsfs fsck");
         Holding::take(volume.path(), &holder, false).map(|taken| taken.map(Some))
     } else {
         Holding::look(volume.path())
@@ -157,10 +153,7 @@ fn hold(arguments: &Fsck, volume: &Volume) -> Result<Option<Holding>, Failure> {
     match taken.map_err(|error| Failure::of_store(&arguments.volume, &error))? {
         Ok(holding) => Ok(holding),
         Err(holder) => {
-            let who = holder.map_or_else(
-                || "by another process".to_owned(),
-                |holder| format!("at {} by process {} on {}", holder.mountpoint, holder.pid, holder.host),
-            );
+            let who = holder.map_or_else(|| "by another process".to_owned(), |holder| holder.to_string());
             let message = format!("{} is mounted, {who}", arguments.volume.display());
             Err(Failure::new(Exit::AlreadyMounted, message)
                 .hint("unmount it first, or check it while it is mounted: kmsfs scrub MOUNTPOINT"))

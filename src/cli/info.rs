@@ -63,9 +63,7 @@ pub fn run(arguments: &Info) -> Result<(), Failure> {
         println!("{:<20} {}", format!("key {} ({})", kek.generation.0, role(kek.role)), kek.volume_key.kek);
     }
     match holder {
-        Some(holder) => {
-            println!("{:<20} at {} by process {} on {}", "mounted", holder.mountpoint, holder.pid, holder.host)
-        }
+        Some(holder) => println!("{:<20} {holder}", "mounted"),
         None => println!("{:<20} no", "mounted"),
     }
     Ok(())

@@ -244,18 +244,11 @@ fn hold(
     mountpoint: &std::path::Path,
     shared: bool,
 ) -> Result<Holding, Failure> {
-    let holder = Holder {
-        pid: std::process::id(),
-        mountpoint: mountpoint.display().to_string(),
-        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-    };
+    let holder = Holder::here(mountpoint.display().to_string());
     match Holding::take(volume.path(), &holder, shared) {
         Ok(Ok(holding)) => Ok(holding),
         Ok(Err(other)) => {
-            let who = other.map_or_else(
-                || "by another process".to_owned(),
-                |other| format!("at {} by process {} on {}", other.mountpoint, other.pid, other.host),
-            );
+            let who = other.map_or_else(|| "by another process".to_owned(), |other| other.to_string());
             let message = format!("{} is mounted already, {who}", options.volume.display());
             Err(Failure::new(Exit::AlreadyMounted, message)
                 .hint("a volume can be mounted once, or several times with -o ro"))

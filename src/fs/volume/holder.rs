@@ -2,7 +2,8 @@
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fmt;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -20,10 +21,45 @@ pub struct Holder {
     pub host: String,
 }
 
+impl Holder {
+    /// This process, for what is mounted there.
+    pub fn here(mountpoint: impl Into<String>) -> Self {
+        Self {
+            pid: std::process::id(),
+            mountpoint: mountpoint.into(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at {} by process {} on {}", self.mountpoint, self.pid, self.host)
+    }
+}
+
 /// A volume that is held; given up when dropped, or when the process ends in whatever way.
 #[derive(Debug)]
 pub struct Holding {
     file: File,
+}
+
+/// Opens the lock file. What somebody planted in its place leads nowhere, and is not waited for.
+fn open(options: &mut OpenOptions, volume: &Path) -> io::Result<File> {
+    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(volume.join(NAME))
+}
+
+/// Takes the lock, or says who has it: nobody is named who is just writing down who it is.
+fn lock(file: &mut File, operation: FlockOperation) -> io::Result<Result<(), Option<Holder>>> {
+    match rustix::fs::flock(&*file, operation) {
+        Ok(()) => Ok(Ok(())),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut text = String::new();
+            let _ = file.take(4096).read_to_string(&mut text);
+            Ok(Err(serde_json::from_str(&text).ok()))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Holding {
@@ -32,19 +68,11 @@ impl Holding {
     /// # Errors
     /// `Ok(Err(holder))` names who has it, as far as that is known; else the system's error.
     pub fn take(volume: &Path, holder: &Holder, shared: bool) -> io::Result<Result<Self, Option<Holder>>> {
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(volume.join(NAME))?;
+        let mut file = open(File::options().write(true).create(true).truncate(false).mode(0o600), volume)?;
         let operation =
             if shared { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
-        match rustix::fs::flock(&file, operation) {
-            Ok(()) => (),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                // It may be being written at this moment: then nobody is named.
-                let _ = Read::by_ref(&mut file).take(4096).read_to_string(&mut text);
-                return Ok(Err(serde_json::from_str(&text).ok()));
-            }
-            Err(error) => return Err(error.into()),
+        if let Err(other) = lock(&mut file, operation)? {
+            return Ok(Err(other));
         }
         let text = serde_json::to_string(holder)?;
         file.set_len(0)?;
@@ -59,19 +87,11 @@ impl Holding {
     /// # Errors
     /// `Ok(Err(holder))` names who has it, as far as that is known; else the system's error.
     pub fn look(volume: &Path) -> io::Result<Result<Option<Self>, Option<Holder>>> {
-        let mut file = match File::open(volume.join(NAME)) {
+        let mut file = match open(&mut File::options(), volume) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ok(None)),
             other => other?,
         };
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(Ok(Some(Self { file }))),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                let _ = Read::by_ref(&mut file).take(4096).read_to_string(&mut text);
-                Ok(Err(serde_json::from_str(&text).ok()))
-            }
-            Err(error) => Err(error.into()),
-        }
+        Ok(lock(&mut file, FlockOperation::NonBlockingLockShared)?.map(|()| Some(Self { file })))
     }
 
     /// Lets others that only read in, too.
@@ -87,19 +107,7 @@ impl Holding {
     /// # Errors
     /// The system's.
     pub fn current(volume: &Path) -> io::Result<Option<Holder>> {
-        let mut file = match File::open(volume.join(NAME)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(None),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                Read::by_ref(&mut file).take(4096).read_to_string(&mut text)?;
-                Ok(serde_json::from_str(&text).ok())
-            }
-            Err(error) => Err(error.into()),
-        }
+        Ok(Self::look(volume)?.err().flatten())
     }
 }
 
@@ -125,5 +133,23 @@ mod tests {
         let second = Holding::take(dir.path(), &me, true).unwrap().unwrap();
         assert!(Holding::take(dir.path(), &me, false).unwrap().is_err());
         drop((first, second));
+    }
+
+    #[test]
+    fn a_planted_link_is_neither_followed_nor_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outside, volume) = (dir.path().join("outside"), dir.path().join("volume"));
+        std::fs::write(&outside, "somebody's").unwrap();
+        std::fs::create_dir(&volume).unwrap();
+        std::os::unix::fs::symlink(&outside, volume.join(NAME)).unwrap();
+        let me = Holder::here("/mnt");
+        for error in [
+            Holding::take(&volume, &me, false).unwrap_err(),
+            Holding::look(&volume).unwrap_err(),
+            Holding::current(&volume).unwrap_err(),
+        ] {
+            assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
+        }
+        assert_eq!(std::fs::read(&outside).unwrap(), b"somebody's");
     }
 }
