@@ -109,7 +109,7 @@ pub struct Counters {
 /// Whether the volume's keys are there.
 enum Gate {
     Open(Box<Unlocked>),
-    Closed(LockReason),
+    Closed,
 }
 
 struct OpenFile {
@@ -149,7 +149,7 @@ impl std::ops::Deref for Entered<'_> {
     fn deref(&self) -> &Unlocked {
         match &*self.0 {
             Gate::Open(unlocked) => unlocked,
-            Gate::Closed(_) => unreachable!("only made of an open gate"),
+            Gate::Closed => unreachable!("only made of an open gate"),
         }
     }
 }
@@ -158,23 +158,21 @@ impl Fs {
     /// Passes the gate for an operation that applications start.
     fn enter(&self) -> Result<Entered<'_>> {
         if self.draining.load(Ordering::Acquire) {
-            return Err(Error::Locked(*self.reason.lock()));
+            return Err(Error::Locked(self.reason()));
         }
         self.enter_draining()
     }
 
     /// Passes the gate for what finishes what applications did before, also while the volume drains.
     fn enter_draining(&self) -> Result<Entered<'_>> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Locked(*self.reason.lock()));
-        }
-        let gate = self.gate.read();
-        match &*gate {
+        if self.is_open() {
+            let gate = self.gate.read();
             // It may have closed while this waited.
-            Gate::Open(_) if self.closed.load(Ordering::Acquire) => Err(Error::Locked(*self.reason.lock())),
-            Gate::Open(_) => Ok(Entered(gate)),
-            Gate::Closed(reason) => Err(Error::Locked(*reason)),
+            if matches!(&*gate, Gate::Open(_)) && self.is_open() {
+                return Ok(Entered(gate));
+            }
         }
+        Err(Error::Locked(self.reason()))
     }
 
     /// Why the volume is locked or drains, or was last.

@@ -56,9 +56,9 @@ impl Errand {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
-        if let Some(mut input) = child.stdin.take() {
-            input.write_all(&serde_json::to_vec(self)?)?;
-        }
+        let errand = serde_json::to_vec(self)?;
+        // A process that does not read it fails, and is waited for like any other.
+        let _ = child.stdin.take().map(|mut input| input.write_all(&errand));
         let output = child.wait_with_output()?;
         let reason = String::from_utf8_lossy(&output.stderr);
         if output.status.success() { Ok(()) } else { Err(io::Error::other(reason.trim().to_owned())) }

@@ -142,6 +142,18 @@ impl std::ops::Deref for Gatekeeper {
     }
 }
 
+impl Gatekeeper {
+    /// Stores what applications have written, within `bound`; says whether it could.
+    fn drain(&self, bound: Duration) -> bool {
+        let this = Arc::clone(&self.0);
+        let drained = Parts::within(bound, move || this.flush_kernel() && Parts::commit(&this.fs));
+        if !drained {
+            tracing::warn!("not everything that was written could be stored within {bound:?}");
+        }
+        drained
+    }
+}
+
 impl lease::Volume for Gatekeeper {
     fn drain_and_lock(&self, reason: LockReason, drain: Duration) {
         if !self.fs.is_open() {
@@ -155,11 +167,7 @@ impl lease::Volume for Gatekeeper {
         let bound_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
         self.recorder.record(Event::Drain { reason: reason_name(reason), bound_ms });
         self.fs.begin_drain(reason, drain / 3);
-        let this = Arc::clone(&self.0);
-        let drained = Parts::within(left(drain), move || this.flush_kernel() && Parts::commit(&this.fs));
-        if !drained {
-            tracing::warn!("not everything that was written could be stored within {drain:?}");
-        }
+        let drained = self.drain(left(drain));
         let known = Arc::new(self.fs.known(SHORTEST));
         self.forget(&known, left(drain));
         let this = Arc::clone(&self.0);
@@ -179,10 +187,7 @@ impl lease::Volume for Gatekeeper {
 
     fn restrict(&self, on_revoked: OnRevoked, drain: Duration) {
         if on_revoked == OnRevoked::ReadOnly {
-            let this = Arc::clone(&self.0);
-            if !Parts::within(drain, move || this.flush_kernel() && Parts::commit(&this.fs)) {
-                tracing::warn!("not everything that was written could be stored within {drain:?}");
-            }
+            self.drain(drain);
         }
         self.fs.restrict(Some(on_revoked));
     }

@@ -76,7 +76,7 @@ impl Fs {
         self.closed.store(true, Ordering::Release);
         self.leases.lock();
         if let Some(mut gate) = self.gate.try_write_for(patience) {
-            *gate = Gate::Closed(reason);
+            *gate = Gate::Closed;
         }
         let files = self.files.lock();
         let mut left = 0;
@@ -101,10 +101,10 @@ impl Fs {
             return false;
         }
         let Some(mut gate) = self.gate.try_write() else { return false };
-        if let Gate::Closed(_) = &*gate {
+        if let Gate::Closed = &*gate {
             return false;
         }
-        *gate = Gate::Closed(self.reason());
+        *gate = Gate::Closed;
         drop(gate);
         // One may have been opened meanwhile.
         for open in self.files.lock().values() {
