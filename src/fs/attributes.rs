@@ -244,19 +244,19 @@ impl Fs {
         self.attributes_of(ino)
     }
 
-    /// Takes setuid, and setgid if the group may execute, away from a file that somebody changes. Says whether there was
-    /// anything to take away.
+    /// Takes setuid, and setgid if the group may execute, away from a file that somebody changes who may not `keep` them.
+    /// Says whether there was anything to take away.
     ///
     /// # Errors
     /// The store's.
-    pub fn drop_privileges(&self, ino: u64) -> Result<bool> {
+    pub fn drop_privileges(&self, ino: u64, keep: impl FnOnce() -> bool) -> Result<bool> {
         let _keys = self.enter_draining()?;
         let _paths = self.namespace.read();
         self.with_inode(ino, |inode| {
             let stat = inode.stat()?;
             let group_executes = stat.permissions & libc::S_IXGRP != 0;
             let dropped = libc::S_ISUID | if group_executes { libc::S_ISGID } else { 0 };
-            let drops = stat.kind == Kind::File && stat.permissions & dropped != 0;
+            let drops = stat.kind == Kind::File && stat.permissions & dropped != 0 && !keep();
             if drops {
                 inode.set_permissions(stat.permissions & !dropped)?;
             }

@@ -1,6 +1,7 @@
 //! Other users, setuid and setgid, sticky directories, ACLs.
 
 use crate::harness::{FOR_ALL, Mount, NOBODY, Outcome, number, python, python_as, run};
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
@@ -108,6 +109,31 @@ fn a_write_by_another_user_clears_setuid_and_setgid() -> Outcome {
     fs::set_permissions(mount.at("file"), Permissions::from_mode(0o6777))?;
     std::os::unix::fs::chown(mount.at("file"), Some(NOBODY), None)?;
     assert_eq!(fs::metadata(mount.at("file"))?.mode() & 0o7777, 0o777);
+    Ok(())
+}
+
+#[test]
+fn whether_truncating_clears_setuid_is_a_matter_of_a_capability_not_of_being_root() -> Outcome {
+    let mount = Mount::for_all();
+    let (bare, with) = ("--bounding-set=-fsetid", ["--inh-caps=+fsetid", "--ambient-caps=+fsetid"]);
+    let cases: [(&[&str], u32); 4] = [
+        (&[], 0o6777),
+        (&[bare], 0o777),
+        (&["--reuid=nobody", "--regid=nogroup", "--clear-groups"], 0o777),
+        (&["--reuid=nobody", "--regid=nogroup", "--clear-groups", with[0], with[1]], 0o6777),
+    ];
+    for (caller, expected) in cases {
+        for act in ["os.truncate(argv[0], 1)", "os.open(argv[0], os.O_WRONLY | os.O_TRUNC)"] {
+            fs::write(mount.at("file"), "content")?;
+            fs::set_permissions(mount.at("file"), Permissions::from_mode(0o6777))?;
+            let script = format!("import os, sys; argv = sys.argv[1:]; {act}");
+            let mut command: Vec<&dyn AsRef<OsStr>> = caller.iter().map(|option| option as &dyn AsRef<OsStr>).collect();
+            let file = mount.at("file");
+            command.extend([&"python3" as &dyn AsRef<OsStr>, &"-c", &script, &file]);
+            run("setpriv", &command);
+            assert_eq!(fs::metadata(&file)?.mode() & 0o7777, expected, "{caller:?}: {act}");
+        }
+    }
     Ok(())
 }
 
