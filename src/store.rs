@@ -1,6 +1,6 @@
 //! The seam to the backing directory: positional bytes, names, attributes, sync. [`dir`] is the real one.
-//! Depends on `units` only. Invariant: nothing here follows a symbolic link or takes more than one path
-//! component, so nothing that is planted in the tree can lead outside it.
+//! Depends on `units` only. Invariant: nothing here follows a symbolic link, takes more than one path component or enters
+//! another filesystem, so nothing that is planted in the tree can lead outside it.
 
 pub mod dir;
 #[cfg(test)]
@@ -220,8 +220,15 @@ pub trait StoreDir: Send + Sync {
     fn unlink(&self, name: &[u8]) -> io::Result<()>;
     /// Removes an empty directory.
     fn remove_dir(&self, name: &[u8]) -> io::Result<()>;
-    /// All entries but `.` and `..`, in the order in which the filesystem gives them.
-    fn list(&self) -> io::Result<Vec<DirEntry>>;
+    /// Gives out name, inode number and kind (where the filesystem tells it with the name) of all entries but `.` and
+    /// `..`, in the order of the filesystem.
+    fn each(&self, act: &mut dyn FnMut(&[u8], u64, Option<Kind>)) -> io::Result<()>;
+    /// The same as a list.
+    fn list(&self) -> io::Result<Vec<DirEntry>> {
+        let mut entries = Vec::new();
+        self.each(&mut |name, ino, kind| entries.push(DirEntry { name: name.to_vec(), ino, kind }))?;
+        Ok(entries)
+    }
     /// Makes the entries durable.
     fn sync(&self) -> io::Result<()>;
     /// For [`link`](Self::link) and [`rename`](Self::rename) to know their own kind again.

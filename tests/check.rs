@@ -322,7 +322,7 @@ fn a_mounted_volume_is_left_alone() {
     use kmsfs::fs::volume::{Holder, Holding};
     let dir = tempfile::tempdir().unwrap();
     let (volume, _) = filled(dir.path(), false);
-    let holder = Holder { pid: 7, mountpoint: "/mnt".into(), host: "here".into() };
+    let holder = Holder { pid: 7, mountpoint: "/mnt".into(), host: "here".into(), answers: false };
     let held = Holding::take(&volume, &holder, false).unwrap().unwrap();
     let refused = fsck(&volume, &[]);
     assert_eq!(refused.status.code(), Some(9));

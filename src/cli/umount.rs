@@ -29,10 +29,11 @@ pub fn run(arguments: &Umount) -> Result<(), Failure> {
         }
         Failure::new(Exit::Mountpoint, format!("{} cannot be unmounted: {error}", path.display()))
     };
-    if mountpoint::mounted_at(&path).map_err(failed)?.is_none_or(|mounted| mounted.fs_type != mountpoint::FS_TYPE) {
+    let mounted = mountpoint::mounted_at(&path).map_err(failed)?;
+    let Some(mounted) = mounted.filter(|mounted| mounted.fs_type == mountpoint::FS_TYPE) else {
         let failure = Failure::new(Exit::Mountpoint, format!("{} is not a mount of kmsfs", path.display()));
         return Err(failure.hint("kmsfs status lists them"));
-    }
+    };
     if control::is_stuck(&path) {
         return mountpoint::bury(&path).map_err(failed);
     }
@@ -42,6 +43,15 @@ pub fn run(arguments: &Umount) -> Result<(), Failure> {
         return mountpoint::detach(&path).map_err(failed);
     }
     mountpoint::unmount(&path).map_err(failed)?;
+    if let Some((process, name)) = mountpoint::elsewhere(&mounted.device) {
+        let message = format!(
+            "{} is unmounted here, but not in the mount namespace of process {process} ({name})",
+            path.display()
+        );
+        let hint =
+            format!("it goes on until that ends, or: nsenter --mount --target {process} umount {}", path.display());
+        return Err(Failure::new(Exit::Busy, message).hint(hint));
+    }
     match connection.map(|connection| connection.wait_for_end(PATIENCE)) {
         Some(Err(_)) => Err(Failure::new(Exit::Failure, "it is unmounted, but its process still stores something")),
         _ => Ok(()),

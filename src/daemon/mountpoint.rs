@@ -2,6 +2,7 @@
 
 use crate::failure::{Exit, Failure};
 use rustix::mount::UnmountFlags;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
@@ -13,6 +14,8 @@ pub use crate::fuse::FS_TYPE;
 /// A mount as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
+    /// The number of the filesystem, as `major:minor`.
+    pub device: String,
     /// Where.
     pub mountpoint: PathBuf,
     /// What type.
@@ -26,13 +29,41 @@ pub struct Mounted {
 /// # Errors
 /// If the kernel does not list them.
 pub fn mounts() -> io::Result<Vec<Mounted>> {
-    Ok(std::fs::read("/proc/self/mountinfo")?.split(|byte| *byte == b'\n').filter_map(parse).collect())
+    mounts_of("self")
+}
+
+fn mounts_of(process: &str) -> io::Result<Vec<Mounted>> {
+    let list = std::fs::read(format!("/proc/{process}/mountinfo"))?;
+    Ok(list.split(|byte| *byte == b'\n').filter_map(parse).collect())
+}
+
+/// Whether a process of this host still runs that has served a mount there, which is not there any more.
+pub fn is_ending(process: u32, mountpoint: &Path) -> bool {
+    let is_there = |mounted: &Mounted| mounted.fs_type == FS_TYPE && mounted.mountpoint == mountpoint;
+    mounts_of(&process.to_string()).is_ok_and(|mounts| !mounts.iter().any(is_there))
+}
+
+/// A process, and its program's name, in whose mount namespace a filesystem is still mounted though it is not in ours.
+pub fn elsewhere(device: &str) -> Option<(u32, String)> {
+    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    let mut seen = HashSet::from([namespace("self")?]);
+    std::fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).find_map(
+        |process| {
+            let id = process.parse().ok()?;
+            let is_new = seen.insert(namespace(&process)?);
+            let is_there = |mounted: &Mounted| mounted.fs_type == FS_TYPE && mounted.device == device;
+            (is_new && mounts_of(&process).ok()?.iter().any(is_there)).then(|| {
+                (id, std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default().trim().to_owned())
+            })
+        },
+    )
 }
 
 fn parse(line: &[u8]) -> Option<Mounted> {
     let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
     let separator = fields.iter().position(|field| *field == b"-")?;
     Some(Mounted {
+        device: String::from_utf8_lossy(fields.get(2)?).into_owned(),
         mountpoint: PathBuf::from(OsString::from_vec(unescape(fields.get(4)?))),
         fs_type: String::from_utf8_lossy(fields.get(separator + 1)?).into_owned(),
         source: String::from_utf8_lossy(&unescape(fields.get(separator + 2)?)).into_owned(),
@@ -173,6 +204,7 @@ mod tests {
         let line = b"36 35 0:31 / /mnt/with\\040blank rw,nosuid shared:1 - fuse.kmsfs /v\\134x rw,user_id=0";
         let mounted = parse(line).unwrap();
         assert_eq!(mounted.mountpoint, Path::new("/mnt/with blank"));
+        assert_eq!(mounted.device, "0:31");
         assert_eq!((mounted.fs_type.as_str(), mounted.source.as_str()), ("fuse.kmsfs", "/v\\x"));
         assert!(parse(b"").is_none() && parse(b"36 35 - x").is_none());
     }

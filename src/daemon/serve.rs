@@ -19,7 +19,7 @@ use crate::fuse::{Buffers, Kernel};
 use crate::journal::{Journal, LOG_LEN, recovery};
 use crate::kms::{Backoff, ConnectOptions, Kms, KmsError, KmsErrorKind};
 use crate::lease::{Canary, Event, Keeper, Leases, LockReason, UnlockError};
-use crate::store::dir::DirStore;
+use crate::store::dir::{AccessTimes, DirStore};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +27,9 @@ use std::time::{Duration, Instant};
 /// A mount that waits for its key asks for it again after so long, and then less and less often.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long a mount waits for the one before it, which is unmounted and still stores something, and how often it looks.
+const ENDING: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(20);
 /// How long an unmount waits for operations that are still under way.
 const LAST_OPERATIONS: Duration = Duration::from_secs(5);
 /// How many unwrapped envelopes are kept.
@@ -56,9 +59,10 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     check_fuse()?;
     // Other commands say where it is, from wherever they are called.
     let path = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
-    let volume = Volume::open(&path).map_err(|error| Failure::of_volume(&options.volume, error))?;
+    let access_times = if options.flags.no_atime { AccessTimes::Left } else { AccessTimes::Kept };
+    let volume = Volume::open_with(&path, access_times).map_err(|error| Failure::of_volume(&options.volume, error))?;
     check_identity(options, &volume)?;
-    let (holding, context, recovery) = take(options, &volume, &mountpoint)?;
+    let (mut holding, context, recovery) = take(options, &volume, &mountpoint)?;
     let trail = Trail::open(options, &volume, recovery);
     let (kms, volume_key) = wait_for_volume_key(options, &volume, &trail, &mut reached)?;
     volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?;
@@ -83,7 +87,11 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     if !fs.root_is_whole() {
         return Err(Failure::new(Exit::Volume, "the volume is damaged: its root directory has no id"));
     }
-    run(options, &mountpoint, fs, &leases, canary, (trail, audit_key), || reached(Stage::Ready))?;
+    let ready = || {
+        holding.answers(&Holder::here(mountpoint.display().to_string()));
+        reached(Stage::Ready);
+    };
+    run(options, &mountpoint, fs, &leases, canary, (trail, audit_key), ready)?;
     drop(holding);
     Ok(())
 }
@@ -245,7 +253,21 @@ fn hold(
     shared: bool,
 ) -> Result<Holding, Failure> {
     let holder = Holder::here(mountpoint.display().to_string());
-    match Holding::take(volume.path(), &holder, shared) {
+    let begin = Instant::now();
+    let is_ending = |other: &Holder| {
+        other.answers && other.host == holder.host && mountpoint::is_ending(other.pid, other.mountpoint.as_ref())
+    };
+    let mut taken = Holding::take(volume.path(), &holder, shared);
+    // umount(8) returns before everything is stored. Whoever mounts again at once is not to be told of a mount that
+    // nobody can see.
+    while let Ok(Err(Some(other))) = &taken
+        && is_ending(other)
+        && begin.elapsed() < ENDING
+    {
+        std::thread::sleep(LOOK);
+        taken = Holding::take(volume.path(), &holder, shared);
+    }
+    match taken {
         Ok(Ok(holding)) => Ok(holding),
         Ok(Err(other)) => {
             let who = other.map_or_else(|| "by another process".to_owned(), |other| other.to_string());

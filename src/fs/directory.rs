@@ -22,9 +22,63 @@ pub struct Listed {
     pub entry: Option<Entry>,
 }
 
+/// A directory as it was at a moment. A million entries take 60 MB, in blocks so that it never takes twice as much.
+#[derive(Default)]
 pub(super) struct Listing {
-    entries: Vec<DirEntry>,
-    unreadable: bool,
+    blocks: Vec<Block>,
+    /// Somebody was told that there are names that cannot be read.
+    told: bool,
+}
+
+/// Up to [`BLOCK`] entries: all but the last have so many.
+#[derive(Default)]
+struct Block {
+    /// One after the other.
+    names: Vec<u8>,
+    entries: Vec<Stored>,
+}
+
+/// How many entries are in a block.
+const BLOCK: usize = 1024;
+
+/// An entry as the store listed it.
+#[derive(Clone, Copy)]
+struct Stored {
+    ino: u64,
+    /// Where its name ends in those of its block; it begins where the one before it ends.
+    end: u32,
+    kind: Option<Kind>,
+}
+
+impl Listing {
+    fn of(directory: &dyn StoreDir) -> std::io::Result<Self> {
+        let mut listing = Self::default();
+        directory.each(&mut |name, ino, kind| listing.push(name, ino, kind))?;
+        Ok(listing)
+    }
+
+    fn push(&mut self, name: &[u8], ino: u64, kind: Option<Kind>) {
+        let full = self.blocks.last().is_none_or(|block| block.entries.len() == BLOCK);
+        if full {
+            // What the last one has to spare is as much as half of it.
+            if let Some(last) = self.blocks.last_mut() {
+                last.names.shrink_to_fit();
+            }
+            self.blocks.push(Block::default());
+        }
+        if let Some(block) = self.blocks.last_mut() {
+            block.names.extend_from_slice(name);
+            block.entries.push(Stored { ino, end: block.names.len() as u32, kind });
+        }
+    }
+
+    fn get(&self, position: usize) -> Option<DirEntry> {
+        let block = self.blocks.get(position / BLOCK)?;
+        let entry = block.entries.get(position % BLOCK)?;
+        let begin = (position % BLOCK).checked_sub(1).map_or(0, |before| block.entries[before].end);
+        let name = block.names[begin as usize..entry.end as usize].to_vec();
+        Some(DirEntry { name, ino: entry.ino, kind: entry.kind })
+    }
 }
 
 impl Fs {
@@ -62,9 +116,7 @@ impl Fs {
         let mut listing = listing.lock();
         let directory = self.nodes.directory(ino)?;
         if from == 0 || listing.is_none() {
-            let mut entries = directory.list()?;
-            entries.retain(|entry| self.is_complete(&*directory, &entry.name));
-            *listing = Some(Listing { entries, unreadable: false });
+            *listing = Some(Listing::of(&*directory)?);
         }
         let Some(listing) = listing.as_mut() else { return Ok(()) };
         for (position, name) in [&b"."[..], b".."].into_iter().enumerate().skip(from as usize) {
@@ -77,9 +129,12 @@ impl Fs {
         let naming = self.naming(ino)?;
         let mut given = 2_u64.saturating_sub(from);
         for position in from.max(2).. {
-            let Some(found) = listing.entries.get((position - 2) as usize) else { break };
+            let Some(found) = listing.get((position - 2) as usize) else { break };
+            if !self.is_complete(&*directory, &found.name) {
+                continue;
+            }
             let name = self.shown_name(&keys, naming, &*directory, &found.name, || {
-                if !std::mem::replace(&mut listing.unreadable, true) {
+                if !std::mem::replace(&mut listing.told, true) {
                     self.found_damage(|| format!("directory {ino} has entries whose names cannot be read"));
                 }
             });
@@ -92,10 +147,19 @@ impl Fs {
                     other => other,
                 },
                 None => directory.stat(&found.name).map_err(Error::from),
-                Some(_) => Ok(blank(found)),
+                Some(_) => Ok(blank(&found)),
             };
-            // Gone since the listing was taken.
-            let Ok(stat) = stat else { continue };
+            let stat = match stat {
+                Ok(stat) => stat,
+                Err(Error::Errno(libc::EXDEV)) => {
+                    if !std::mem::replace(&mut listing.told, true) {
+                        self.found_damage(|| format!("directory {ino} has entries on which something is mounted"));
+                    }
+                    continue;
+                }
+                // Gone since the listing was taken.
+                Err(_) => continue,
+            };
             let mut listed = Listed { name, ino: stat.ino, kind: stat.kind, next: position + 1, entry: None };
             if attributes {
                 listed.entry = Some(self.found(&*directory, ino, &found.name, stat)?);
@@ -144,5 +208,26 @@ fn blank(entry: &DirEntry) -> Stat {
         atime: Default::default(),
         mtime: Default::default(),
         ctime: Default::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use crate::store::mem::MemStore;
+
+    #[test]
+    fn every_entry_of_a_listing_is_where_it_was_put() {
+        let root = MemStore::default().root();
+        for i in 0..2 * BLOCK + 1 {
+            root.make_symlink(format!("{}{i}", "x".repeat(i % 7)).as_bytes(), b"target").unwrap();
+        }
+        let listing = Listing::of(&*root).unwrap();
+        for (position, entry) in root.list().unwrap().into_iter().enumerate() {
+            let found = listing.get(position).unwrap();
+            assert_eq!((found.name, found.ino, found.kind), (entry.name, entry.ino, entry.kind));
+        }
+        assert!(listing.get(2 * BLOCK).is_some() && listing.get(2 * BLOCK + 1).is_none());
     }
 }

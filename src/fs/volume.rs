@@ -11,7 +11,7 @@ use crate::format::volume::{Kek, KekRole, MAX_LEN, VolumeRecord};
 use crate::format::{ChunkSize, Geometry, Malformed};
 use crate::journal::Journal;
 use crate::kms::{Kms, KmsError, KmsErrorKind, Wrapped};
-use crate::store::dir::DirStore;
+use crate::store::dir::{AccessTimes, DirStore};
 use crate::store::{Store, StoreDir, replace_file};
 use crate::units::{Epoch, KekGeneration, StoredOffset, VolumeId};
 pub use holder::{Holder, Holding};
@@ -187,7 +187,15 @@ impl Volume {
     /// # Errors
     /// [`VolumeError`] if there is no volume that this kmsfs knows how to read.
     pub fn open(path: &Path) -> Result<Self, VolumeError> {
-        let root = match DirStore::open(path) {
+        Self::open_with(path, AccessTimes::Kept)
+    }
+
+    /// The same, with or without access times of what is read in it.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_with(path: &Path, access_times: AccessTimes) -> Result<Self, VolumeError> {
+        let root = match DirStore::open_with(path, access_times) {
             Ok(store) => store.root(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(VolumeError::Missing),
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(VolumeError::NotAVolume),

@@ -22,7 +22,7 @@ pub struct Flags {
 }
 
 /// The options that mean nothing here but are for other programs (`mount`, systemd) in the same list.
-const IGNORED: [&str; 8] = ["rw", "exec", "nodev", "nosuid", "atime", "auto", "noauto", "nofail"];
+const IGNORED: [&str; 8] = ["diratime", "nodiratime", "strictatime", "lazytime", "async", "auto", "noauto", "nofail"];
 const KNOWN: [&str; 8] = ["ro", "allow_other", "dev", "suid", "noexec", "noatime", "direct_io", "nonempty"];
 
 impl Flags {
@@ -47,7 +47,14 @@ impl Flags {
                 "atime" => flags.no_atime = false,
                 "direct_io" => flags.direct_io = true,
                 "nonempty" => flags.nonempty = true,
-                "_netdev" | "user" | "users" | "nouser" | "defaults" | "default_permissions" | "relatime" => (),
+                "_netdev"
+                | "user"
+                | "users"
+                | "nouser"
+                | "defaults"
+                | "default_permissions"
+                | "relatime"
+                | "norelatime" => (),
                 _ if IGNORED.contains(&option) || option.starts_with("x-") || option.starts_with("comment=") => (),
                 _ => {
                     return Err(format!("unknown mount option '{option}'; known are {}", KNOWN.join(", ")));

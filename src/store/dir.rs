@@ -1,11 +1,13 @@
 //! The real store: a directory of the host, through system calls relative to open directories. One component at
-//! a time and never through a symbolic link, so that nothing planted in it leads outside (pitfall: symlink races).
+//! a time, never through a symbolic link and never into another filesystem, so that nothing planted in it leads outside,
+//! and inode numbers are those of one filesystem.
 
-use super::{
-    DirEntry, Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile, Timestamp,
-};
+use super::{Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile, Timestamp};
 use crate::units::StoredOffset;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags, Timespec,
+    Timestamps, XattrFlags,
+};
 use rustix::io::Errno;
 use std::any::Any;
 use std::ffi::CString;
@@ -23,7 +25,21 @@ pub struct DirStore {
     root: Arc<Dir>,
 }
 
-struct Dir(Handle);
+struct Dir {
+    handle: Handle,
+    /// The filesystem of the whole store: major and minor number.
+    device: (u32, u32),
+    access_times: AccessTimes,
+}
+
+/// Whether reading is to be seen in the access times of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessTimes {
+    /// As the host's filesystem is mounted.
+    Kept,
+    /// No, as far as it is ours or we are root.
+    Left,
+}
 struct File(Handle);
 /// An open file, directory, or (with `O_PATH`) inode of any kind.
 struct Handle {
@@ -38,8 +54,18 @@ impl DirStore {
     /// # Errors
     /// The system's, if it cannot be opened or is not a directory.
     pub fn open(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, AccessTimes::Kept)
+    }
+
+    /// The same, with or without access times.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_with(path: &Path, access_times: AccessTimes) -> io::Result<Self> {
         let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { root: Arc::new(Dir(Handle { fd, path_only: false })) })
+        let device = rustix::fs::fstat(&fd)?.st_dev;
+        let device = (rustix::fs::major(device), rustix::fs::minor(device));
+        Ok(Self { root: Arc::new(Dir { handle: Handle { fd, path_only: false }, device, access_times }) })
     }
 }
 
@@ -49,11 +75,11 @@ impl Store for DirStore {
     }
 
     fn sync_all(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(&self.root.0.fd)?)
+        Ok(rustix::fs::syncfs(&self.root.handle.fd)?)
     }
 
     fn space(&self) -> io::Result<Space> {
-        let space = rustix::fs::fstatvfs(&self.root.0.fd)?;
+        let space = rustix::fs::fstatvfs(&self.root.handle.fd)?;
         Ok(Space {
             fragment: space.f_frsize as u32,
             blocks: space.f_blocks,
@@ -70,9 +96,24 @@ impl Dir {
         dir.as_any().downcast_ref().ok_or_else(|| Errno::XDEV.into())
     }
 
+    /// Opens with the flag that leaves access times as they are, if that is wanted and allowed.
+    fn quietly(&self, open: impl Fn(OFlags) -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+        match self.access_times {
+            AccessTimes::Kept => open(OFlags::empty()),
+            AccessTimes::Left => open(OFlags::NOATIME).or_else(|_| open(OFlags::empty())),
+        }
+    }
+
     fn open_at(&self, name: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
         component(name)?;
-        Ok(rustix::fs::openat(&self.0.fd, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+        let (directory, flags) = (&self.handle.fd, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC);
+        let within = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        match rustix::fs::openat2(directory, name, flags, Mode::empty(), within) {
+            // Older than Linux 5.6, or kept from us by a container. One component that is no link cannot lead outside
+            // but by a mount, which `stat` finds.
+            Err(Errno::NOSYS | Errno::PERM) => Ok(rustix::fs::openat(directory, name, flags, Mode::empty())?),
+            other => Ok(other?),
+        }
     }
 }
 
@@ -100,12 +141,20 @@ fn regular(fd: OwnedFd) -> io::Result<Arc<dyn StoreFile>> {
 
 impl StoreDir for Dir {
     fn inode(&self) -> &dyn Inode {
-        &self.0
+        &self.handle
     }
 
     fn stat(&self, name: &[u8]) -> io::Result<Stat> {
         component(name)?;
-        Ok(stat_from(&rustix::fs::statat(&self.0.fd, name, AtFlags::SYMLINK_NOFOLLOW)?))
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let found = rustix::fs::statx(&self.handle.fd, name, flags, StatxFlags::BASIC_STATS)?;
+        let stat = stat_from(&found);
+        // What is mounted there, or a subvolume: its numbers may be those of other inodes of the store.
+        let is_other = stat.kind == Kind::Directory && (found.stx_dev_major, found.stx_dev_minor) != self.device;
+        if is_other || found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+            return Err(Errno::XDEV.into());
+        }
+        Ok(stat)
     }
 
     fn entry(&self, name: &[u8]) -> io::Result<Box<dyn Inode>> {
@@ -113,24 +162,25 @@ impl StoreDir for Dir {
     }
 
     fn open_file(&self, name: &[u8], writable: bool) -> io::Result<Arc<dyn StoreFile>> {
-        regular(self.open_at(name, file_flags(writable))?)
+        let flags = file_flags(writable);
+        regular(self.quietly(|quiet| self.open_at(name, flags | quiet))?)
     }
 
     fn create_file(&self, name: &[u8], permissions: u32) -> io::Result<Arc<dyn StoreFile>> {
         component(name)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.0.fd, name, flags, Mode::from_raw_mode(permissions))?;
+        let fd = rustix::fs::openat(&self.handle.fd, name, flags, Mode::from_raw_mode(permissions))?;
         Ok(Arc::new(File(Handle { fd, path_only: false })))
     }
 
     fn open_dir(&self, name: &[u8]) -> io::Result<Arc<dyn StoreDir>> {
         let fd = self.open_at(name, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        Ok(Arc::new(Dir(Handle { fd, path_only: false })))
+        Ok(Arc::new(Self { handle: Handle { fd, path_only: false }, ..*self }))
     }
 
     fn make_dir(&self, name: &[u8], permissions: u32) -> io::Result<()> {
         component(name)?;
-        Ok(rustix::fs::mkdirat(&self.0.fd, name, Mode::from_raw_mode(permissions))?)
+        Ok(rustix::fs::mkdirat(&self.handle.fd, name, Mode::from_raw_mode(permissions))?)
     }
 
     fn make_node(&self, name: &[u8], kind: Kind, permissions: u32, rdev: u64) -> io::Result<()> {
@@ -143,67 +193,67 @@ impl StoreDir for Dir {
             Kind::BlockDevice => FileType::BlockDevice,
             Kind::Directory | Kind::Symlink => return Err(Errno::INVAL.into()),
         };
-        Ok(rustix::fs::mknodat(&self.0.fd, name, kind, Mode::from_raw_mode(permissions), rdev)?)
+        Ok(rustix::fs::mknodat(&self.handle.fd, name, kind, Mode::from_raw_mode(permissions), rdev)?)
     }
 
     fn make_symlink(&self, name: &[u8], target: &[u8]) -> io::Result<()> {
         component(name)?;
-        Ok(rustix::fs::symlinkat(target, &self.0.fd, name)?)
+        Ok(rustix::fs::symlinkat(target, &self.handle.fd, name)?)
     }
 
     fn read_symlink(&self, name: &[u8]) -> io::Result<Vec<u8>> {
         component(name)?;
-        Ok(rustix::fs::readlinkat(&self.0.fd, name, Vec::new())?.into_bytes())
+        Ok(rustix::fs::readlinkat(&self.handle.fd, name, Vec::new())?.into_bytes())
     }
 
     fn link(&self, name: &[u8], to: &dyn StoreDir, to_name: &[u8]) -> io::Result<()> {
         component(name)?;
         component(to_name)?;
-        Ok(rustix::fs::linkat(&self.0.fd, name, &Self::of(to)?.0.fd, to_name, AtFlags::empty())?)
+        Ok(rustix::fs::linkat(&self.handle.fd, name, &Self::of(to)?.handle.fd, to_name, AtFlags::empty())?)
     }
 
     fn rename(&self, name: &[u8], to: &dyn StoreDir, to_name: &[u8], mode: RenameMode) -> io::Result<()> {
         component(name)?;
         component(to_name)?;
-        let to = &Self::of(to)?.0.fd;
+        let to = &Self::of(to)?.handle.fd;
         let flags = match mode {
             // Plain renameat works on filesystems that know no flags.
-            RenameMode::Replace => return Ok(rustix::fs::renameat(&self.0.fd, name, to, to_name)?),
+            RenameMode::Replace => return Ok(rustix::fs::renameat(&self.handle.fd, name, to, to_name)?),
             RenameMode::NoReplace => RenameFlags::NOREPLACE,
             RenameMode::Exchange => RenameFlags::EXCHANGE,
         };
-        Ok(rustix::fs::renameat_with(&self.0.fd, name, to, to_name, flags)?)
+        Ok(rustix::fs::renameat_with(&self.handle.fd, name, to, to_name, flags)?)
     }
 
     fn unlink(&self, name: &[u8]) -> io::Result<()> {
         component(name)?;
-        Ok(rustix::fs::unlinkat(&self.0.fd, name, AtFlags::empty())?)
+        Ok(rustix::fs::unlinkat(&self.handle.fd, name, AtFlags::empty())?)
     }
 
     fn remove_dir(&self, name: &[u8]) -> io::Result<()> {
         component(name)?;
-        Ok(rustix::fs::unlinkat(&self.0.fd, name, AtFlags::REMOVEDIR)?)
+        Ok(rustix::fs::unlinkat(&self.handle.fd, name, AtFlags::REMOVEDIR)?)
     }
 
-    fn list(&self) -> io::Result<Vec<DirEntry>> {
+    fn each(&self, act: &mut dyn FnMut(&[u8], u64, Option<Kind>)) -> io::Result<()> {
         // A descriptor of its own: the position in a directory belongs to the open file description.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.0.fd, c".", flags, Mode::empty())?;
+        let open = |quiet| Ok(rustix::fs::openat(&self.handle.fd, c".", flags | quiet, Mode::empty())?);
+        let fd = self.quietly(open)?;
         let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
-        let mut entries = Vec::new();
         let mut iterator = rustix::fs::RawDir::new(fd, &mut buffer);
         while let Some(entry) = iterator.next() {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." {
-                entries.push(DirEntry { name: name.to_vec(), ino: entry.ino(), kind: kind_from(entry.file_type()) });
+                act(name, entry.ino(), kind_from(entry.file_type()));
             }
         }
-        Ok(entries)
+        Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::fsync(&self.0.fd)?)
+        Ok(rustix::fs::fsync(&self.handle.fd)?)
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -288,7 +338,7 @@ impl AsFd for Handle {
 
 impl Inode for Handle {
     fn stat(&self) -> io::Result<Stat> {
-        Ok(stat_from(&rustix::fs::fstat(&self.fd)?))
+        Ok(stat_from(&rustix::fs::statx(&self.fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?))
     }
 
     fn set_permissions(&self, permissions: u32) -> io::Result<()> {
@@ -408,21 +458,21 @@ fn timespec(time: SetTime) -> Timespec {
     }
 }
 
-fn stat_from(stat: &rustix::fs::Stat) -> Stat {
-    let time = |seconds: i64, nanoseconds: u64| Timestamp { seconds, nanoseconds: nanoseconds as u32 };
+fn stat_from(stat: &Statx) -> Stat {
+    let time = |time: rustix::fs::StatxTimestamp| Timestamp { seconds: time.tv_sec, nanoseconds: time.tv_nsec };
     Stat {
-        ino: stat.st_ino,
-        kind: kind_from(FileType::from_raw_mode(stat.st_mode)).unwrap_or(Kind::File),
-        permissions: stat.st_mode & 0o7777,
-        nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        rdev: stat.st_rdev,
-        len: StoredOffset(u64::try_from(stat.st_size).unwrap_or(0)),
-        blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
-        atime: time(stat.st_atime, stat.st_atime_nsec),
-        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
-        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+        ino: stat.stx_ino,
+        kind: kind_from(FileType::from_raw_mode(stat.stx_mode.into())).unwrap_or(Kind::File),
+        permissions: u32::from(stat.stx_mode) & 0o7777,
+        nlink: stat.stx_nlink,
+        uid: stat.stx_uid,
+        gid: stat.stx_gid,
+        rdev: rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor),
+        len: StoredOffset(stat.stx_size),
+        blocks: stat.stx_blocks,
+        atime: time(stat.stx_atime),
+        mtime: time(stat.stx_mtime),
+        ctime: time(stat.stx_ctime),
     }
 }
 
@@ -440,94 +490,4 @@ fn kind_from(kind: FileType) -> Option<Kind> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn store() -> (tempfile::TempDir, DirStore) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = DirStore::open(dir.path()).unwrap();
-        (dir, store)
-    }
-
-    #[test]
-    fn names_of_more_than_one_component_are_refused() {
-        let (_keep, store) = store();
-        let root = store.root();
-        for name in [&b""[..], b".", b"..", b"a/b", b"/etc"] {
-            assert_eq!(root.stat(name).unwrap_err().raw_os_error(), Some(libc::EINVAL));
-            assert!(root.open_file(name, false).is_err());
-            assert!(root.make_dir(name, 0o755).is_err());
-        }
-    }
-
-    #[test]
-    fn a_planted_symbolic_link_is_never_followed() {
-        let (keep, store) = store();
-        let outside = tempfile::NamedTempFile::new().unwrap();
-        std::os::unix::fs::symlink(outside.path(), keep.path().join("file")).unwrap();
-        std::os::unix::fs::symlink("/", keep.path().join("dir")).unwrap();
-        let root = store.root();
-        assert!(root.open_file(b"file", true).is_err());
-        assert!(root.open_dir(b"dir").is_err());
-        assert!(root.create_file(b"file", 0o644).is_err());
-        let before = std::fs::metadata(outside.path()).unwrap().permissions();
-        let _ = root.entry(b"file").unwrap().set_permissions(0o777);
-        assert_eq!(std::fs::metadata(outside.path()).unwrap().permissions(), before);
-        assert_eq!(root.stat(b"file").unwrap().kind, Kind::Symlink);
-    }
-
-    #[test]
-    fn extended_attributes_of_any_length_come_back() {
-        let (_keep, store) = store();
-        let file = store.root().create_file(b"name", 0o600).unwrap();
-        let inode = file.inode();
-        assert_eq!(inode.xattr(b"user.none").unwrap(), None);
-        for len in [0, 1, 511, 512, 513, 3000] {
-            inode.set_xattr(b"user.a", &vec![7; len], SetXattr::Any).unwrap();
-            assert_eq!(inode.xattr(b"user.a").unwrap(), Some(vec![7; len]));
-        }
-        inode.set_xattr(b"user.b", b"", SetXattr::Create).unwrap();
-        let mut names = store.root().entry(b"name").unwrap().xattr_names().unwrap();
-        names.sort();
-        assert_eq!(names, [b"user.a", b"user.b"]);
-        inode.remove_xattr(b"user.a").unwrap();
-        assert_eq!(inode.xattr_names().unwrap(), [b"user.b"]);
-    }
-
-    #[test]
-    fn replacing_a_file_leaves_no_other_file_behind() {
-        let (_keep, store) = store();
-        let root = store.root();
-        for content in [&b"one"[..], b"two, longer", b""] {
-            replace(&*root, content);
-            let mut read = vec![0; 100];
-            let len = root.open_file(b"name", false).unwrap().read_at(&mut read, StoredOffset(0)).unwrap();
-            assert_eq!(&read[..len], content);
-            assert_eq!(root.list().unwrap().len(), 1);
-        }
-        fn replace(root: &dyn StoreDir, content: &[u8]) {
-            super::super::replace_file(root, b"name", content, 0o600).unwrap();
-        }
-    }
-
-    #[test]
-    fn extended_attributes_come_back_whole_through_either_kind_of_descriptor() {
-        let (_keep, store) = store();
-        let root = store.root();
-        let file = root.create_file(b"file", 0o644).unwrap();
-        let by_path = root.entry(b"file").unwrap();
-        for inode in [file.inode(), &*by_path, root.inode()] {
-            assert_eq!(inode.xattr(b"user.long").unwrap(), None);
-            assert!(inode.xattr_names().unwrap().is_empty());
-            inode.set_xattr(b"user.long", &[7; 300], SetXattr::Create).unwrap();
-            inode.set_xattr(b"user.empty", b"", SetXattr::Any).unwrap();
-            assert_eq!(inode.xattr(b"user.long").unwrap(), Some(vec![7; 300]));
-            assert_eq!(inode.xattr(b"user.empty").unwrap(), Some(vec![]));
-            let mut names = inode.xattr_names().unwrap();
-            names.sort();
-            assert_eq!(names, [&b"user.empty"[..], b"user.long"]);
-            inode.remove_xattr(b"user.long").unwrap();
-            inode.remove_xattr(b"user.empty").unwrap();
-        }
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! A store whose operations fail when they are told to. For tests.
 
-use super::{DirEntry, Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile};
+use super::{Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile};
 use crate::units::StoredOffset;
 use parking_lot::Mutex;
 use std::any::Any;
@@ -321,9 +321,9 @@ impl StoreDir for Faulty<dyn StoreDir> {
         self.inner.remove_dir(name)
     }
 
-    fn list(&self) -> io::Result<Vec<DirEntry>> {
+    fn each(&self, act: &mut dyn FnMut(&[u8], u64, Option<Kind>)) -> io::Result<()> {
         self.faults.pass(false)?;
-        self.inner.list()
+        self.inner.each(act)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -10,9 +10,7 @@
 
 mod image;
 
-use super::{
-    DirEntry, Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile, Timestamp,
-};
+use super::{Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile, Timestamp};
 use crate::units::StoredOffset;
 use image::{Attribute, Change, Entry, Id, Image, Node, ROOT};
 use parking_lot::Mutex;
@@ -475,15 +473,14 @@ impl StoreDir for Handle {
         }
     }
 
-    fn list(&self) -> io::Result<Vec<DirEntry>> {
+    fn each(&self, act: &mut dyn FnMut(&[u8], u64, Option<Kind>)) -> io::Result<()> {
         let mut state = self.store.0.lock();
         state.count("list");
-        let entries = &state.node(self.id)?.entries;
-        let entry = |name: &[u8], id: Id| {
-            let node = state.node(id)?;
-            Ok(DirEntry { name: name.to_vec(), ino: node.ino, kind: Some(node.kind) })
-        };
-        entries.iter().map(|(name, id)| entry(name, *id)).collect()
+        for (name, id) in &state.node(self.id)?.entries {
+            let node = state.node(*id)?;
+            act(name, node.ino, Some(node.kind));
+        }
+        Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {

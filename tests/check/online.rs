@@ -159,8 +159,8 @@ impl StoreDir for Meddled {
         self.inner.remove_dir(name)
     }
 
-    fn list(&self) -> io::Result<Vec<DirEntry>> {
-        self.inner.list()
+    fn each(&self, act: &mut dyn FnMut(&[u8], u64, Option<Kind>)) -> io::Result<()> {
+        self.inner.each(act)
     }
 
     fn sync(&self) -> io::Result<()> {

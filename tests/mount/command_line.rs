@@ -1,6 +1,6 @@
 //! What goes wrong at the command line: each with its exit code, an error and a hint, and nothing changed.
 
-use crate::harness::{Mount, Outcome, Volume};
+use crate::harness::{Mount, Outcome, Volume, run};
 use std::fs;
 
 const VOLUME: i32 = 3;
@@ -8,6 +8,7 @@ const MOUNTPOINT: i32 = 4;
 const ALREADY_MOUNTED: i32 = 9;
 const BUSY: i32 = 10;
 const WRONG_KEY: i32 = 11;
+const STORE: i32 = 13;
 
 fn text(path: &std::path::Path) -> &str {
     path.to_str().expect("UTF-8")
@@ -24,6 +25,65 @@ fn a_second_mount_is_refused_and_the_holder_named() -> Outcome {
     let error = volume.mount_fails(&[], ALREADY_MOUNTED);
     assert!(error.contains(text(&volume.path())), "{error}");
     fs::write(mount.at("file"), "still works")?;
+    Ok(())
+}
+
+#[test]
+fn a_volume_can_be_mounted_again_as_soon_as_the_systems_own_umount_returns() -> Outcome {
+    let mut mount = Mount::new();
+    for round in 0..5_u64 {
+        fs::write(mount.at("file"), crate::harness::bytes(round, 3_000_000))?;
+        let volume = mount.into_dead();
+        run("umount", &[&volume.mountpoint()]);
+        mount = volume.mount(&[]);
+        assert!(fs::read(mount.at("file"))? == crate::harness::bytes(round, 3_000_000));
+    }
+    Ok(())
+}
+
+#[test]
+fn an_unmount_says_who_has_the_mount_in_a_namespace_of_its_own() -> Outcome {
+    let mount = Mount::new();
+    let mountpoint = mount.volume().mountpoint();
+    let mut other = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", "echo; exec cat"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    std::io::Read::read_exact(other.stdout.as_mut().expect("a pipe"), &mut [0])?;
+    let volume = mount.into_dead();
+    let error = volume.fails(&["umount", text(&mountpoint)], BUSY);
+    assert!(error.contains(&format!("process {} (cat)", other.id())), "{error}");
+    drop(other.stdin.take());
+    other.wait()?;
+    // Its process ends by itself now, and who mounts again waits for that.
+    volume.mount(&[]);
+    Ok(())
+}
+
+#[test]
+fn a_volume_that_cannot_be_written_to_can_be_mounted_read_only() -> Outcome {
+    let mount = Mount::new();
+    fs::write(mount.at("file"), "content")?;
+    let volume = mount.unmount();
+    let (path, elsewhere) = (volume.path(), volume.file("elsewhere"));
+    fs::create_dir(&elsewhere)?;
+    for without_lock_file in [false, true] {
+        if without_lock_file {
+            fs::remove_file(path.join("lock"))?;
+        }
+        run("mount", &[&"--bind", &path, &path]);
+        run("mount", &[&"-o", &"remount,bind,ro", &path]);
+        let arguments = ["mount", text(&path), text(&elsewhere)];
+        let read_only = volume.run(&[&arguments[..], &["-o", "ro"]].concat());
+        let content = fs::read_to_string(elsewhere.join("file"));
+        let unmounted = volume.run(&["umount", text(&elsewhere)]);
+        let writable = volume.run(&arguments);
+        run("umount", &[&path]);
+        assert_eq!((read_only.code, unmounted.code), (0, 0), "{read_only:?} {unmounted:?}");
+        assert_eq!(content?, "content");
+        assert_eq!(writable.code, STORE, "{writable:?}");
+    }
     Ok(())
 }
 

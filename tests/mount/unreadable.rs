@@ -142,6 +142,119 @@ fn a_damaged_file_is_an_error_and_nothing_else_is() -> Outcome {
     Ok(())
 }
 
+/// Takes mounts away when the test ends, however it does.
+struct Mounted(Vec<PathBuf>);
+
+impl Mounted {
+    fn bind(&mut self, what: &Path, place: PathBuf) {
+        run("mount", &[&"--bind", &what, &place]);
+        self.0.push(place);
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        for place in self.0.iter().rev() {
+            let _ = std::process::Command::new("umount").arg("--lazy").arg(place).status();
+        }
+    }
+}
+
+/// The tree itself in the tree, so that it has no end; a file over a file; another filesystem, with numbers of its own.
+#[test]
+fn what_is_mounted_in_the_store_is_never_entered() -> Outcome {
+    let mount = Volume::with(&["--plain-names"]).mount(&[]);
+    for name in ["loop", "other", "d"] {
+        fs::create_dir(mount.at(name))?;
+    }
+    for name in ["d/file", "covered", "below"] {
+        fs::write(mount.at(name), name)?;
+    }
+    let volume = mount.unmount();
+    let tree = volume.path().join("tree");
+    let mut mounted = Mounted(Vec::new());
+    mounted.bind(&tree, tree.join("loop"));
+    mounted.bind(&tree.join("below"), tree.join("covered"));
+    mounted.bind(Path::new("/proc"), tree.join("other"));
+    let mount = volume.mount(&[]);
+    for name in ["loop", "other", "covered", "loop/d", "other/self"] {
+        assert_eq!(number(fs::symlink_metadata(mount.at(name))), libc::EXDEV, "{name}");
+    }
+    assert_eq!(number(fs::write(mount.at("covered"), "x")), libc::EXDEV);
+    assert_eq!(fs::read_to_string(mount.at("d/file"))?, "d/file");
+    assert_eq!(fs::read_to_string(mount.at("below"))?, "below");
+    let found = run("sh", &[&"-c", &"find $1 -type f 2>/dev/null | wc -l", &"sh", &mount.at("")]);
+    assert_eq!(found.trim(), "2");
+    assert!(mount.volume().log().contains("something is mounted"), "{}", mount.volume().log());
+    drop(mounted);
+    let mount = mount.again(&[]);
+    assert_eq!(fs::read_to_string(mount.at("covered"))?, "covered");
+    assert_eq!(fs::read_dir(mount.at("loop"))?.count(), 0);
+    Ok(())
+}
+
+/// What the backing filesystem does not let even root read or change.
+#[test]
+fn an_entry_that_cannot_be_changed_in_the_store_is_an_error_by_itself() -> Outcome {
+    let mount = Mount::new();
+    fs::create_dir(mount.at("d"))?;
+    fs::write(mount.at("d/file"), "content")?;
+    fs::write(mount.at("good"), "content")?;
+    let ino = std::os::unix::fs::MetadataExt::ino(&fs::metadata(mount.at("d/file"))?).to_string();
+    let stored = run("find", &[&tree_of(&mount), &"-inum", &ino]).trim().to_owned();
+    let mount = mount.again(&[]);
+    run("chattr", &[&"+i", &stored]);
+    let read = fs::read_to_string(mount.at("d/file"));
+    let (written, removed) = (fs::write(mount.at("d/file"), "x"), fs::remove_file(mount.at("d/file")));
+    run("chattr", &[&"-i", &stored]);
+    assert_eq!(read?, "content");
+    assert_eq!(number(removed), libc::EPERM);
+    assert!(written.is_err());
+    assert_eq!(fs::read_to_string(mount.at("good"))?, "content");
+    fs::write(mount.at("d/file"), "changed")?;
+    assert_eq!(fs::read_to_string(mount.at("d/file"))?, "changed");
+    fs::remove_dir_all(mount.at("d"))?;
+    Ok(())
+}
+
+/// Ids of directories that are no ids, each in its way; and names in the place of the files that belong to kmsfs.
+#[test]
+fn a_directory_id_of_the_wrong_kind_is_as_good_as_none() -> Outcome {
+    let mount = Mount::new();
+    let kinds = ["empty", "file", "short", "long", "loop", "directory", "fifo"];
+    for kind in kinds {
+        fs::create_dir(mount.at(kind))?;
+        fs::write(mount.at(kind).join("file"), "x")?;
+    }
+    let find = |kind: &str| {
+        let ino = std::os::unix::fs::MetadataExt::ino(&fs::metadata(mount.at(kind)).expect("attributes")).to_string();
+        PathBuf::from(run("find", &[&tree_of(&mount), &"-inum", &ino]).trim()).join(".id")
+    };
+    let ids = kinds.map(find);
+    let volume = mount.unmount();
+    for (kind, id) in kinds.into_iter().zip(&ids) {
+        fs::remove_file(id)?;
+        match kind {
+            "empty" => fs::write(id, "")?,
+            "file" => fs::write(id, "0".repeat(32))?,
+            "short" => std::os::unix::fs::symlink("0123", id)?,
+            "long" => std::os::unix::fs::symlink("0".repeat(33), id)?,
+            "loop" => std::os::unix::fs::symlink(".id", id)?,
+            "directory" => fs::create_dir(id)?,
+            _ => drop(run("mkfifo", &[&id])),
+        }
+    }
+    let mount = volume.mount(&[]);
+    for kind in kinds {
+        let [name] = &names(mount.at(kind))?[..] else { panic!("{kind}: {:?}", names(mount.at(kind))) };
+        assert!(name.to_string_lossy().starts_with(PREFIX), "{kind}: {name:?}");
+        assert_eq!(number(fs::write(mount.at(kind).join("new"), "x")), libc::EIO, "{kind}");
+        fs::remove_dir_all(mount.at(kind)).unwrap_or_else(|error| panic!("{kind}: {error}"));
+    }
+    assert!(names(mount.at(""))?.is_empty());
+    Ok(())
+}
+
 fn tree_of(mount: &Mount) -> PathBuf {
     mount.volume().path().join("tree")
 }

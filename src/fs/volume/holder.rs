@@ -19,6 +19,9 @@ pub struct Holder {
     pub mountpoint: String,
     /// The host's name.
     pub host: String,
+    /// The mount answers, or did.
+    #[serde(default)]
+    pub answers: bool,
 }
 
 impl Holder {
@@ -28,6 +31,7 @@ impl Holder {
             pid: std::process::id(),
             mountpoint: mountpoint.into(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            answers: false,
         }
     }
 }
@@ -62,23 +66,49 @@ fn lock(file: &mut File, operation: FlockOperation) -> io::Result<Result<(), Opt
     }
 }
 
+fn is_read_only(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+}
+
 impl Holding {
-    /// Takes a volume, shared with others if all only read.
+    /// Takes a volume, shared with others if all only read. Those leave no trace where nothing can be written.
     ///
     /// # Errors
     /// `Ok(Err(holder))` names who has it, as far as that is known; else the system's error.
     pub fn take(volume: &Path, holder: &Holder, shared: bool) -> io::Result<Result<Self, Option<Holder>>> {
-        let mut file = open(File::options().write(true).create(true).truncate(false).mode(0o600), volume)?;
+        let mut file = match open(File::options().write(true).create(true).truncate(false).mode(0o600), volume) {
+            Err(error) if shared && is_read_only(&error) => {
+                // A volume that was never mounted has no such file, and nobody can make it.
+                let unheld = || File::open(volume).map(|file| Self { file });
+                return Ok(match Self::look(volume)? {
+                    Ok(held) => Ok(held.map_or_else(unheld, Ok)?),
+                    Err(other) => Err(other),
+                });
+            }
+            other => other?,
+        };
         let operation =
             if shared { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
         if let Err(other) = lock(&mut file, operation)? {
             return Ok(Err(other));
         }
+        let mut held = Self { file };
+        held.write(holder)?;
+        Ok(Ok(held))
+    }
+
+    /// Notes that the mount answers. A volume is held a little longer than its mount can be seen; whoever knows that it
+    /// was there can tell that from a mount in the making.
+    pub fn answers(&mut self, holder: &Holder) {
+        // Of a volume that cannot be written to there is nothing to wait for.
+        let _ = self.write(&Holder { answers: true, ..holder.clone() });
+    }
+
+    fn write(&mut self, holder: &Holder) -> io::Result<()> {
         let text = serde_json::to_string(holder)?;
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(text.as_bytes())?;
-        Ok(Ok(Self { file }))
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        self.file.write_all(text.as_bytes())
     }
 
     /// Keeps a volume from being mounted other than read-only, without writing anything. `None` if it was never mounted,
@@ -118,7 +148,7 @@ mod tests {
     #[test]
     fn a_second_holder_is_refused_and_told_who_the_first_is() {
         let dir = tempfile::tempdir().unwrap();
-        let me = Holder { pid: 7, mountpoint: "/mnt".into(), host: "here".into() };
+        let me = Holder { pid: 7, mountpoint: "/mnt".into(), host: "here".into(), answers: false };
         assert_eq!(Holding::current(dir.path()).unwrap(), None);
         let held = Holding::take(dir.path(), &me, false).unwrap().unwrap();
         assert_eq!(Holding::take(dir.path(), &me, false).unwrap().unwrap_err(), Some(me.clone()));
