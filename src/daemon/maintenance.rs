@@ -1,5 +1,6 @@
 //! What a mount does unasked: every few seconds it commits what changed; it makes the next envelope before somebody has
-//! to wait for it, looks at the files that a crash may have left unfinished, and wipes what was written too late.
+//! to wait for it, looks at the files that a crash may have left unfinished, wipes what was written too late, and has the
+//! kernel forget inodes when it knows too many.
 
 use super::gatekeeper::Parts;
 use crate::crypto::wipe_stack;
@@ -7,7 +8,10 @@ use crate::fs::maintain::INTERVAL;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How often it is looked whether there are too many inodes, once there are many.
+const ROUND: Duration = Duration::from_millis(500);
 
 /// The thread.
 pub struct Maintenance {
@@ -34,6 +38,7 @@ impl Maintenance {
         let fs = &parts.fs;
         let mut swept = !fs.wants_sweep();
         loop {
+            let next = Instant::now() + if swept { INTERVAL } else { Duration::from_secs(1) };
             if fs.wants_envelope()
                 && let Err(error) = fs.fetch(&crate::fs::Need::Envelope)
             {
@@ -46,18 +51,23 @@ impl Maintenance {
                 }
             }
             wipe_stack();
-            let mut stop = shared.0.lock();
-            if !*stop {
-                shared.1.wait_for(&mut stop, if swept { INTERVAL } else { Duration::from_secs(1) });
+            while Instant::now() < next {
+                let round = if fs.knows_many() { next.min(Instant::now() + ROUND) } else { next };
+                let mut stop = shared.0.lock();
+                if !*stop {
+                    shared.1.wait_until(&mut stop, round);
+                }
+                if *stop {
+                    return;
+                }
+                drop(stop);
+                parts.forgetter.forget_names(&fs.too_many());
             }
-            if *stop {
-                return;
-            }
-            drop(stop);
             parts.tidy();
-            if fs.is_open()
-                && let Err(error) = fs.commit_all()
-            {
+            let changed = fs.open_and_changed();
+            let result = if fs.is_open() { fs.commit_all() } else { Ok(()) };
+            changed.into_iter().for_each(|ino| parts.forgetter.forget_attributes(ino));
+            if let Err(error) = result {
                 if let crate::fs::Error::NeedKey(need) = &error
                     && fs.fetch(need).is_ok()
                 {

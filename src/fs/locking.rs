@@ -131,16 +131,35 @@ impl Fs {
     /// keys, so it is asked before [`close`](Self::close). Without names if a change of names takes longer than `patience`.
     pub fn known(&self, patience: Duration) -> Vec<Known> {
         let Ok(keys) = self.enter_draining() else { return Vec::new() };
-        let name = |place: nodes::Place| {
-            let naming = self.naming(place.parent).ok()?;
-            let directory = self.nodes.directory(place.parent).ok()?;
-            let name = self.shown_name(&keys, naming, &*directory, &place.entry, || ())?;
-            Some((place.parent, name))
-        };
         let Some(_paths) = self.namespace.try_read_for(patience) else {
             // Without names the kernel forgets attributes and content, and can ask for nothing by the names it knows.
             return self.nodes.all().into_iter().map(|(ino, _)| (ino, Vec::new())).collect();
         };
-        self.nodes.all().into_iter().map(|(ino, places)| (ino, places.into_iter().filter_map(name).collect())).collect()
+        self.named(&keys, self.nodes.all())
+    }
+
+    /// Whether the kernel may soon know too many inodes.
+    pub fn knows_many(&self) -> bool {
+        self.nodes.len() > nodes::MOST / 2
+    }
+
+    /// Inodes that the kernel should forget because it knows too many, with their names.
+    pub fn too_many(&self) -> Vec<Known> {
+        if self.nodes.len() <= nodes::MOST {
+            return Vec::new();
+        }
+        let Ok(keys) = self.enter() else { return Vec::new() };
+        let _paths = self.namespace.read();
+        self.named(&keys, self.nodes.too_many())
+    }
+
+    fn named(&self, keys: &Entered<'_>, known: Vec<(u64, Vec<nodes::Place>)>) -> Vec<Known> {
+        let name = |place: nodes::Place| {
+            let naming = self.naming(place.parent).ok()?;
+            let directory = self.nodes.directory(place.parent).ok()?;
+            let name = self.shown_name(keys, naming, &*directory, &place.entry, || ())?;
+            Some((place.parent, name))
+        };
+        known.into_iter().map(|(ino, places)| (ino, places.into_iter().filter_map(name).collect())).collect()
     }
 }

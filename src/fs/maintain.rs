@@ -48,6 +48,17 @@ impl Fs {
         }
     }
 
+    /// Files that somebody has open and that the next batch changes in the store: how much space they take, and their
+    /// change time, are others then.
+    pub fn open_and_changed(&self) -> Vec<u64> {
+        let open = self.files.lock();
+        let used = open.iter().filter(|(_, open)| open.handles > 0);
+        let mut used: Vec<_> = used.map(|(ino, open)| (*ino, Arc::clone(&open.file))).collect();
+        drop(open);
+        used.retain(|(_, file)| file.wants_commit());
+        used.into_iter().map(|(ino, _)| ino).collect()
+    }
+
     fn changed_files(&self) -> Vec<Arc<File>> {
         // Asked without the table: one that somebody changes answers when the disk does.
         let mut files: Vec<_> = self.files.lock().values().map(|open| Arc::clone(&open.file)).collect();

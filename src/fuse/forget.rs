@@ -33,6 +33,11 @@ impl Forgetter {
             // An error says that the kernel does not know it any more.
             let _ = self.0.inval_inode(INodeNo(*ino), 0, 0);
         }
+        self.forget_names(known);
+    }
+
+    /// Makes the kernel forget these names, and with the last one of an inode that nobody uses the inode itself.
+    pub fn forget_names(&self, known: &[Known]) {
         for (parent, name) in known.iter().flat_map(|(_, places)| places) {
             let _ = self.0.inval_entry(INodeNo(*parent), OsStr::from_bytes(name));
         }

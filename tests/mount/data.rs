@@ -1,6 +1,6 @@
 //! Reading, writing, mapping, cutting, and holes.
 
-use crate::harness::{Mount, Outcome, bytes, content, create, number, python};
+use crate::harness::{Mount, Outcome, bytes, content, create, number, python, until};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use std::fs::{self, OpenOptions};
@@ -131,6 +131,17 @@ fn holes_are_found_right_after_writing_beside_them() -> Outcome {
         assert!(file.metadata()?.blocks() * 512 < M);
         file.sync_all()?;
     }
+    Ok(())
+}
+
+#[test]
+fn the_space_of_a_file_that_stays_open_is_told_without_syncing_it() -> Outcome {
+    let mount = Mount::new();
+    let file = create(mount.at("file"));
+    file.write_all_at(&bytes(5, 1 << 20), 0)?;
+    // The kernel hands over what it held back. Of the filesystem, not of the file.
+    rustix::fs::syncfs(fs::File::open(mount.at(""))?)?;
+    until("the space is told", || file.metadata().expect("attributes").blocks() * 512 >= 1 << 20);
     Ok(())
 }
 

@@ -168,3 +168,22 @@ fn links_and_blocks_are_counted_as_elsewhere() -> Outcome {
     assert!((1 << 20..(1 << 20) + (1 << 17)).contains(&blocks), "{blocks} bytes");
     Ok(())
 }
+
+#[test]
+fn what_the_kernel_forgets_is_forgotten() -> Outcome {
+    let mount = Mount::new();
+    for i in 0..5000 {
+        let path = mount.at(format!("d{}", i % 10));
+        fs::create_dir_all(&path)?;
+        fs::write(path.join(i.to_string()), "x")?;
+    }
+    let known = || mount.status()["inodes"].as_u64().expect("a number");
+    run("find", &[&mount.at(""), &"-size", &"+1000"]);
+    assert!(known() > 100, "{}", known());
+    crate::harness::until("the kernel forgets", || {
+        fs::write("/proc/sys/vm/drop_caches", "2").expect("root may");
+        known() < 50
+    });
+    assert_eq!(fs::read_dir(mount.at("d3"))?.count(), 500);
+    Ok(())
+}
