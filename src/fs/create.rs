@@ -210,21 +210,23 @@ impl Fs {
         let stored = self.stored_name(&keys, parent, name)?;
         let sealed = keys.symlinks.seal(b"", target);
         let encoded = BASE64URL_NOPAD.encode(&sealed).into_bytes();
-        let (encoded, side) = if encoded.len() <= MAX_STORED_TARGET {
-            (encoded, None)
-        } else {
-            let side = HEXLOWER.encode(&random_id()).into_bytes();
-            self.store_long_target(&side, &sealed)?;
-            ([b".", &side[..]].concat(), Some(side))
+        let make = |stored_target: &[u8]| {
+            self.make_staged(parent, &stored, |directory, staged| {
+                directory.make_symlink(staged, stored_target)?;
+                self.own(directory, &*directory.entry(staged)?, creator, 0).map(drop)
+            })
         };
-        let made = self.make_staged(parent, &stored, |directory, staged| {
-            directory.make_symlink(staged, &encoded)?;
-            self.own(directory, &*directory.entry(staged)?, creator, 0).map(drop)
-        });
-        if let (Err(_), Some(side)) = (&made, &side) {
-            let _ = self.volume.links().and_then(|links| links.unlink(side));
+        let made =
+            if encoded.len() <= MAX_STORED_TARGET { make(&encoded) } else { Err(Error::errno(libc::ENAMETOOLONG)) };
+        match made {
+            // XFS's are shorter still: 1023 bytes.
+            Err(Error::Errno(libc::ENAMETOOLONG)) => {
+                let side = HEXLOWER.encode(&random_id()).into_bytes();
+                self.store_long_target(&side, &sealed)?;
+                make(&[b".", &side[..]].concat()).inspect_err(|_| self.remove_long_target(Some(side.clone())))?;
+            }
+            other => other?,
         }
-        made?;
         self.made(parent, &stored)
     }
 

@@ -1,11 +1,13 @@
 //! Extended attributes: names and values are encrypted, under `user.` of the backing filesystem whatever their own
-//! namespace is. POSIX ACLs are kept as they are: they say no more than modes and owners, and the backing
-//! filesystem then lets new files inherit them.
+//! namespace is; those of symbolic links and special files, which cannot have any there, under `trusted.`. POSIX ACLs are
+//! kept as they are: they say no more than modes and owners, and the backing filesystem then lets new files inherit them.
 
 use super::*;
 use crate::store::{Inode, SetXattr};
 
-const STORED_PREFIX: &[u8] = b"user.kmsfs.";
+const PREFIX: &[u8] = b"user.kmsfs.";
+/// The same where `user.` is only for files and directories. Needs the privilege.
+const PREFIX_OF_OTHERS: &[u8] = b"trusted.kmsfs.";
 const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 /// The longest name of an attribute, and of its encrypted form, in bytes (`XATTR_NAME_MAX`).
 const NAME_MAX: usize = 255;
@@ -22,7 +24,7 @@ impl Fs {
             if ACLS.contains(&name) {
                 return Ok(inode.xattr(name)?);
             }
-            let Some(sealed) = inode.xattr(&stored(&keys, name)?)? else { return Ok(None) };
+            let Some(sealed) = inode.xattr(&self.stored_xattr(&keys, ino, name)?)? else { return Ok(None) };
             keys.xattr_values.open(name, &sealed).map(Some).map_err(|_| {
                 self.found_damage(|| format!("an extended attribute of inode {ino} does not authenticate"));
                 Error::Damaged
@@ -38,7 +40,7 @@ impl Fs {
         let keys = self.enter()?;
         let _paths = self.namespace.read();
         let names = self.with_inode(ino, |inode| Ok(inode.xattr_names()?))?;
-        let open = |name: Vec<u8>| match name.strip_prefix(STORED_PREFIX) {
+        let open = |name: Vec<u8>| match sealed_name(&name) {
             Some(sealed) => keys.xattr_names.open_full(b"", sealed).ok(),
             None => ACLS.contains(&&name[..]).then_some(name),
         };
@@ -59,7 +61,7 @@ impl Fs {
             return self.with_inode(ino, |inode| Ok(inode.set_xattr(name, value, how)?));
         }
         let sealed = keys.xattr_values.seal(name, value);
-        self.with_inode(ino, |inode| Ok(inode.set_xattr(&stored(&keys, name)?, &sealed, how)?))
+        self.with_inode(ino, |inode| Ok(inode.set_xattr(&self.stored_xattr(&keys, ino, name)?, &sealed, how)?))
     }
 
     /// Removes an attribute.
@@ -74,7 +76,17 @@ impl Fs {
             self.nodes.set_default_acl(ino, None);
             return self.with_inode(ino, |inode| Ok(inode.remove_xattr(name)?));
         }
-        self.with_inode(ino, |inode| Ok(inode.remove_xattr(&stored(&keys, name)?)?))
+        self.with_inode(ino, |inode| Ok(inode.remove_xattr(&self.stored_xattr(&keys, ino, name)?)?))
+    }
+
+    /// The name by which the backing filesystem knows an attribute.
+    fn stored_xattr(&self, keys: &Entered<'_>, ino: u64, name: &[u8]) -> Result<Vec<u8>> {
+        let prefix = match self.nodes.kind(ino) {
+            None | Some(Kind::File | Kind::Directory) => PREFIX,
+            Some(_) => PREFIX_OF_OTHERS,
+        };
+        let stored = [prefix, &keys.xattr_names.seal_full(b"", name)].concat();
+        if stored.len() > NAME_MAX { Err(Error::errno(libc::ERANGE)) } else { Ok(stored) }
     }
 }
 
@@ -85,7 +97,7 @@ impl Fs {
 pub(super) fn damaged(keys: &Entered<'_>, inode: &dyn Inode) -> std::io::Result<usize> {
     let mut count = 0;
     for name in inode.xattr_names()? {
-        let Some(sealed) = name.strip_prefix(STORED_PREFIX) else { continue };
+        let Some(sealed) = sealed_name(&name) else { continue };
         // Gone since they were listed: not damaged.
         let Some(value) = inode.xattr(&name)? else { continue };
         let opened = keys.xattr_names.open_full(b"", sealed).and_then(|name| keys.xattr_values.open(&name, &value));
@@ -94,8 +106,7 @@ pub(super) fn damaged(keys: &Entered<'_>, inode: &dyn Inode) -> std::io::Result<
     Ok(count)
 }
 
-/// The name by which the backing filesystem knows an attribute.
-fn stored(keys: &Entered<'_>, name: &[u8]) -> Result<Vec<u8>> {
-    let stored = [STORED_PREFIX, &keys.xattr_names.seal_full(b"", name)].concat();
-    if stored.len() > NAME_MAX { Err(Error::errno(libc::ERANGE)) } else { Ok(stored) }
+/// The encrypted name of an attribute that is kmsfs's.
+fn sealed_name(stored: &[u8]) -> Option<&[u8]> {
+    stored.strip_prefix(PREFIX).or_else(|| stored.strip_prefix(PREFIX_OF_OTHERS))
 }

@@ -414,9 +414,9 @@ class Volume:
             value = os.getxattr(path, stored, follow_symlinks=False)
             if stored in ACLS:
                 found[stored] = value.decode("latin-1")
-            elif stored.startswith("user.kmsfs."):
+            elif stored.startswith(("user.kmsfs.", "trusted.kmsfs.")):
                 try:
-                    sealed = unbase64url(os.fsencode(stored.removeprefix("user.kmsfs.")))
+                    sealed = unbase64url(os.fsencode(stored.partition(".kmsfs.")[2]))
                     name = self.xattr_names.decrypt(sealed, [b""])
                     found[name.decode("latin-1")] = self.xattr_values.open_value(name, value).decode("latin-1")
                 except InvalidTag as error:

@@ -1,5 +1,6 @@
 //! Everything is after a mount as it was before it.
 
+use crate::disk::Disk;
 use crate::harness::{FOR_ALL, Mount, Outcome, Volume, bytes, python, run};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -144,5 +145,29 @@ fn a_tree_of_many_small_files_stays() -> Outcome {
         let path = mount.at(format!("d{}/e{}/{i}", i % 7, i % 5));
         assert!(fs::read(path)? == bytes(i, (i * 37 % 9000) as usize), "{i}");
     }
+    Ok(())
+}
+
+/// XFS has shorter links than others.
+#[test]
+fn on_xfs_links_of_every_length_stay() -> Outcome {
+    let disk = Disk::new("xfs")?;
+    let mount = Volume::at(&disk.path().join("volume")).mount(&[]);
+    let lengths = [1, 700, 720, 727, 728, 729, 1023, 1024, 3032, 4095];
+    for len in lengths {
+        std::os::unix::fs::symlink("t".repeat(len), mount.at(format!("soft{len}")))?;
+    }
+    let links = mount.volume().path().join("links");
+    let long = fs::read_dir(&links)?.count();
+    assert!((1..lengths.len()).contains(&long), "{long}");
+    let mount = mount.again(&[]);
+    for len in lengths {
+        let link = mount.at(format!("soft{len}"));
+        assert_eq!(fs::symlink_metadata(&link)?.len(), len as u64);
+        assert_eq!(fs::read_link(&link)?.as_os_str().len(), len);
+        fs::remove_file(link)?;
+    }
+    assert_eq!(fs::read_dir(links)?.count(), 0);
+    mount.unmount();
     Ok(())
 }

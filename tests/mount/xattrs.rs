@@ -1,4 +1,4 @@
-use crate::harness::{Mount, Outcome, number, python, run};
+use crate::harness::{FOR_ALL, Mount, Outcome, number, python, run};
 use rustix::fs::{XattrFlags, getxattr, listxattr, removexattr, setxattr};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
@@ -81,4 +81,36 @@ fn only_files_and_directories_have_attributes_of_the_user() -> Outcome {
     python("assert os.listxattr(argv[0], follow_symlinks=False) == []", &[&mount.at("link")]);
     assert_eq!(number(fs::read(mount.at("link"))), libc::ENOENT);
     Ok(())
+}
+
+#[test]
+fn links_and_special_files_have_attributes_of_the_other_kinds() {
+    let mount = Mount::for_all();
+    let script = r"
+os.chdir(argv[0])
+kinds = ['link', 'fifo', 'null']
+values = {'trusted.a': b'1', 'security.b': b'2' * 1000, 'trusted.empty': b''}
+if argv[1] == 'set':
+    os.symlink('nowhere', 'link'); os.mkfifo('fifo'); os.mknod('null', stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    for kind in kinds:
+        for name, value in values.items():
+            os.setxattr(kind, name, value, follow_symlinks=False)
+        os.setxattr(kind, 'trusted.gone', b'x', follow_symlinks=False)
+        os.removexattr(kind, 'trusted.gone', follow_symlinks=False)
+for kind in kinds:
+    assert sorted(os.listxattr(kind, follow_symlinks=False)) == sorted(values), os.listxattr(kind, follow_symlinks=False)
+    for name, value in values.items():
+        assert os.getxattr(kind, name, follow_symlinks=False) == value
+    try:
+        os.setxattr(kind, 'user.a', b'1', follow_symlinks=False)
+        assert False, kind
+    except OSError as error:
+        assert error.errno == errno.EPERM
+";
+    python(script, &[&mount.at(""), &"set"]);
+    let mount = mount.again(FOR_ALL);
+    python(script, &[&mount.at(""), &"see"]);
+    let tree = mount.volume().path().join("tree");
+    let stored = run("getfattr", &[&"--recursive", &"--no-dereference", &"--dump", &"--match=-", &tree]);
+    assert!(stored.contains("trusted.kmsfs.") && !stored.contains("security.b"), "{stored}");
 }
