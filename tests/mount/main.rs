@@ -7,6 +7,7 @@ mod data;
 mod directories;
 mod disk;
 mod file_locks;
+mod full;
 mod harness;
 mod load;
 mod locking;

@@ -121,3 +121,32 @@ fn renaming_a_file_to_its_other_name_does_nothing() -> Outcome {
     assert_eq!(fs::read(mount.at("b"))?, b"x");
     Ok(())
 }
+
+#[test]
+fn renaming_touches_neither_content_nor_header() -> Outcome {
+    let mount = Mount::new();
+    fs::create_dir(mount.at("d"))?;
+    fs::write(mount.at("file"), crate::harness::bytes(1, 300_000))?;
+    fs::File::open(mount.at("file"))?.sync_all()?;
+    let ino = std::os::unix::fs::MetadataExt::ino(&fs::metadata(mount.at("file"))?).to_string();
+    let tree = mount.volume().path().join("tree");
+    let stored = || {
+        let path = crate::harness::run("find", &[&tree, &"-inum", &ino]).trim().to_owned();
+        let metadata = fs::metadata(&path).expect("the stored file");
+        (fs::read(&path).expect("the stored file"), metadata.modified().expect("a time"), path)
+    };
+    let before = stored();
+    let mut paths = vec![before.2];
+    let long = "n".repeat(250);
+    let names = ["file", "other", "d/file", &long, "file"];
+    for (from, name) in names.into_iter().zip(&names[1..]) {
+        fs::rename(mount.at(from), mount.at(name))?;
+        let (content, modified, path) = stored();
+        assert!(content == before.0 && modified == before.1, "{name}");
+        paths.push(path);
+    }
+    assert_eq!(paths.first(), paths.last());
+    paths.dedup();
+    assert_eq!(paths.len(), 5);
+    Ok(())
+}
