@@ -29,7 +29,7 @@ use crate::file::{Context, File};
 use crate::lease::{Leases, LockReason, OnRevoked};
 use crate::store::{Kind, Stat, Store, StoreDir, StoreFile};
 use crate::units::PlainOffset;
-pub use attributes::{Changes, Entry};
+pub use attributes::{Changes, Entry, Keeps};
 pub use create::Creator;
 pub use directory::Listed;
 pub use envelopes::Envelopes;

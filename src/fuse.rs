@@ -3,6 +3,7 @@
 //! that serve the kernel never do.
 
 mod buffers;
+mod cached;
 mod caller;
 mod convert;
 mod direct;
@@ -13,8 +14,9 @@ mod wash;
 mod workers;
 
 use crate::errno;
-use crate::fs::{Creator, Error, Fs, Result};
+use crate::fs::{Creator, Error, Fs, Keeps, Result};
 pub use buffers::Buffers;
+use cached::Cached;
 use convert::attr_of;
 use flags::Flags;
 use forget::Forgetter;
@@ -46,6 +48,7 @@ pub struct Kernel {
     syncing: AtomicBool,
     /// There once it is mounted.
     forgetter: Arc<OnceLock<Forgetter>>,
+    cached: Arc<Cached>,
     /// Nothing of a file's content is kept in the page cache.
     direct_io: bool,
 }
@@ -55,7 +58,8 @@ impl Kernel {
     pub fn new(fs: Arc<Fs>, buffers: Arc<Buffers>, direct_io: bool) -> Self {
         let wash = Arc::new(Wash::new(threads()));
         let workers = Workers::new(Arc::clone(&fs));
-        Self { workers, fs, buffers, wash, syncing: AtomicBool::new(false), forgetter: Arc::default(), direct_io }
+        let (syncing, forgetter, cached) = (AtomicBool::new(false), Arc::default(), Arc::default());
+        Self { workers, fs, buffers, wash, syncing, forgetter, cached, direct_io }
     }
 
     /// What wipes the buffers of the threads that serve the kernel.
@@ -94,6 +98,16 @@ impl Kernel {
 
     fn creator(request: &Request, mode: u32, umask: u32) -> Creator {
         Creator { uid: request.uid(), gid: request.gid(), permissions: mode & 0o7777, umask }
+    }
+
+    /// Takes setuid and setgid away where the kernel does not expect the mode to change.
+    fn drop_privileges(&self, ino: u64, keeps: impl FnOnce(u32) -> Keeps) -> Result<()> {
+        if self.fs.drop_privileges(ino, keeps)?
+            && let Some(forgetter) = self.forgetter.get()
+        {
+            forgetter.forget_attributes(ino);
+        }
+        Ok(())
     }
 
     fn open_flags(&self) -> FopenFlags {

@@ -36,6 +36,17 @@ pub struct Changes {
     pub mtime: Option<SetTime>,
 }
 
+/// What of a file's setuid and setgid stays when somebody changes its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// Both, by privilege.
+    All,
+    /// Setgid, where the group may not execute the file so that it means something else: for members of the group.
+    SetgidAlone,
+    /// Neither.
+    Nothing,
+}
+
 impl Fs {
     /// Looks a name up and counts the lookup.
     ///
@@ -100,6 +111,11 @@ impl Fs {
         if self.nodes.forget(ino, count) {
             self.let_go(ino);
         }
+    }
+
+    /// Whether the kernel knows an inode.
+    pub fn knows(&self, ino: u64) -> bool {
+        self.nodes.knows(ino)
     }
 
     /// The attributes of an inode. Those of the root are given in every state, without its times and length, so that
@@ -244,23 +260,46 @@ impl Fs {
         self.attributes_of(ino)
     }
 
-    /// Takes setuid, and setgid if the group may execute, away from a file that somebody changes who may not `keep` them.
-    /// Says whether there was anything to take away.
+    /// Takes setuid and setgid away from a file that somebody changes, as far as that caller does not keep them for a file
+    /// of this group. Says whether there was anything to take away.
     ///
     /// # Errors
     /// The store's.
-    pub fn drop_privileges(&self, ino: u64, keep: impl FnOnce() -> bool) -> Result<bool> {
+    pub fn drop_privileges(&self, ino: u64, keeps: impl FnOnce(u32) -> Keeps) -> Result<bool> {
         let _keys = self.enter_draining()?;
         let _paths = self.namespace.read();
         self.with_inode(ino, |inode| {
             let stat = inode.stat()?;
+            if stat.kind != Kind::File || stat.permissions & (libc::S_ISUID | libc::S_ISGID) == 0 {
+                return Ok(false);
+            }
             let group_executes = stat.permissions & libc::S_IXGRP != 0;
-            let dropped = libc::S_ISUID | if group_executes { libc::S_ISGID } else { 0 };
-            let drops = stat.kind == Kind::File && stat.permissions & dropped != 0 && !keep();
+            let dropped = match keeps(stat.gid) {
+                Keeps::All => 0,
+                Keeps::SetgidAlone if !group_executes => libc::S_ISUID,
+                _ => libc::S_ISUID | libc::S_ISGID,
+            };
+            let drops = stat.permissions & dropped != 0;
             if drops {
                 inode.set_permissions(stat.permissions & !dropped)?;
             }
             Ok(drops)
+        })
+    }
+
+    /// Takes setgid away from something whose ACL was changed by somebody who may not `keep` it for its group.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn drop_setgid(&self, ino: u64, keep: impl FnOnce(u32) -> bool) -> Result<()> {
+        let _keys = self.enter_draining()?;
+        let _paths = self.namespace.read();
+        self.with_inode(ino, |inode| {
+            let stat = inode.stat()?;
+            if stat.permissions & libc::S_ISGID != 0 && !keep(stat.gid) {
+                inode.set_permissions(stat.permissions & !libc::S_ISGID)?;
+            }
+            Ok(())
         })
     }
 

@@ -21,6 +21,12 @@ impl Forgetter {
         let _ = self.0.inval_inode(INodeNo(ino), 0, 0);
     }
 
+    /// Makes the kernel forget the pages of a range. It waits for those that are just being read, or written.
+    pub fn forget_pages(&self, ino: u64, offset: u64, len: u64) {
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let _ = self.0.inval_inode(INodeNo(ino), signed(offset), signed(len));
+    }
+
     /// Makes the kernel ask again for the attributes of an inode that somebody has open: with the writeback cache it
     /// does not see by itself how much space a file takes. Takes no lock of the kernel's that a request may hold.
     pub fn forget_attributes(&self, ino: u64) {

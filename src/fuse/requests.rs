@@ -1,5 +1,6 @@
 //! The kernel's requests: decode, one call, reply.
 
+use super::cached::is_direct;
 use super::caller::Caller;
 use super::convert::{kind_of, set_time_of};
 use super::*;
@@ -70,6 +71,7 @@ impl fuser::Filesystem for Kernel {
             return;
         }
         self.fs.forget(ino.0, nlookup);
+        self.cached.forget(ino.0, || self.fs.knows(ino.0));
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -111,7 +113,7 @@ impl fuser::Filesystem for Kernel {
         let (truncates, caller) = (size.is_some() && mode.is_none(), Caller::of(request));
         let act = move |fs: &Fs| {
             if truncates {
-                fs.drop_privileges(ino.0, || caller.keeps_setid())?;
+                fs.drop_privileges(ino.0, |group| caller.keeps(group))?;
             }
             fs.change(ino.0, &changes)
         };
@@ -198,7 +200,7 @@ impl fuser::Filesystem for Kernel {
         let caller = Caller::of(request);
         let act = move |fs: &Fs| {
             if truncate {
-                fs.drop_privileges(ino.0, || caller.keeps_setid())?;
+                fs.drop_privileges(ino.0, |group| caller.keeps(group))?;
             }
             fs.open(ino.0, writes, truncate)
         };
@@ -234,14 +236,17 @@ impl fuser::Filesystem for Kernel {
     fn read(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if !self.direct_io && !is_direct(flags) {
+            self.cached.note(ino.0);
+        }
         let buffers = Arc::clone(&self.buffers);
         let act = move |fs: &Fs| {
             let mut buffer = buffers.take();
@@ -255,13 +260,13 @@ impl fuser::Filesystem for Kernel {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -270,15 +275,20 @@ impl fuser::Filesystem for Kernel {
             return reply.written(data.len() as u32);
         }
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
-            match self.fs.drop_privileges(ino.0, || false) {
-                // The kernel does not expect the mode to change by a write.
-                Ok(true) => drop(self.forgetter.get().map(|forgetter| forgetter.forget_attributes(ino.0))),
-                Ok(false) => (),
-                Err(error) => return reply.error(self.number(&error)),
+            let caller = Caller::of(request);
+            if let Err(error) = self.drop_privileges(ino.0, |group| caller.keeps_unprivileged(group)) {
+                return reply.error(self.number(&error));
             }
         }
         let held_back = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let offset = PlainOffset(offset);
+        if held_back {
+            self.cached.note(ino.0);
+        } else if is_direct(flags)
+            && let Some(stale) = self.cached.stale(ino.0)
+        {
+            return self.write_past_cache((ino.0, handle.0), offset, data, stale, reply);
+        }
         match self.fs.write(handle.0, offset, data, held_back) {
             Ok(()) => reply.written(data.len() as u32),
             Err(Error::NeedKey(need)) => {
@@ -431,7 +441,7 @@ impl fuser::Filesystem for Kernel {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -445,7 +455,12 @@ impl fuser::Filesystem for Kernel {
             libc::XATTR_REPLACE => SetXattr::Replace,
             _ => return reply.error(Errno::EINVAL),
         };
-        self.reply_empty(self.fs.set_xattr(ino.0, name.as_bytes(), value, how), reply);
+        let mut result = self.fs.set_xattr(ino.0, name.as_bytes(), value, how);
+        if result.is_ok() && name.as_bytes() == b"system.posix_acl_access" {
+            let caller = Caller::of(request);
+            result = self.fs.drop_setgid(ino.0, |group| caller.keeps_setgid(group));
+        }
+        self.reply_empty(result, reply);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -481,8 +496,8 @@ impl fuser::Filesystem for Kernel {
 
     fn fallocate(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         length: u64,
@@ -499,6 +514,11 @@ impl fuser::Filesystem for Kernel {
             ZERO_KEEP => Allocate::ZeroKeep,
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
+        // The kernel leaves this to us, and does not say so.
+        let caller = Caller::of(request);
+        if let Err(error) = self.drop_privileges(ino.0, |group| caller.keeps(group)) {
+            return reply.error(self.number(&error));
+        }
         let act = move |fs: &Fs| fs.allocate(handle.0, PlainOffset(offset), length, how);
         self.finish(act(&self.fs), act, move |result| match result {
             Ok(()) => reply.ok(),

@@ -135,6 +135,60 @@ fn holes_are_found_right_after_writing_beside_them() -> Outcome {
 }
 
 #[test]
+fn a_direct_write_that_nobody_waits_for_leaves_no_old_pages() -> Outcome {
+    let mount = Mount::new();
+    fs::write(mount.at("file"), vec![0; 1 << 20])?;
+    // A reader keeps bringing pages into the cache, while writes go past it one after the other.
+    python(
+        r"
+import platform, threading
+setup, submit, getevents = {'x86_64': (206, 209, 208), 'aarch64': (0, 2, 4)}[platform.machine()]
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+def call(number, *arguments):
+    result = libc.syscall(ctypes.c_long(number), *arguments)
+    assert result >= 0, os.strerror(ctypes.get_errno())
+    return result
+class Iocb(ctypes.Structure):
+    _fields_ = [('data', ctypes.c_uint64), ('key', ctypes.c_uint32), ('rw', ctypes.c_uint32), ('op', ctypes.c_uint16),
+                ('prio', ctypes.c_int16), ('fd', ctypes.c_uint32), ('buf', ctypes.c_uint64), ('len', ctypes.c_uint64),
+                ('off', ctypes.c_int64), ('more', ctypes.c_uint64), ('flags', ctypes.c_uint32), ('res', ctypes.c_uint32)]
+LEN = 1 << 20
+context = ctypes.c_ulong(0)
+call(setup, ctypes.c_uint(8), ctypes.byref(context))
+direct = os.open(argv[0], os.O_RDWR | os.O_DIRECT)
+buffered = os.open(argv[0], os.O_RDONLY)
+done = False
+def read():
+    while not done:
+        os.pread(buffered, LEN, 0)
+readers = [threading.Thread(target=read) for _ in range(2)]
+for reader in readers:
+    reader.start()
+memory = mmap.mmap(-1, LEN)
+try:
+    for number in range(1, 151):
+        memory[:] = bytes([number]) * LEN
+        at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        block = Iocb(op=1, fd=direct, buf=at, len=LEN, off=0)
+        blocks = (ctypes.c_void_p * 1)(ctypes.addressof(block))
+        call(submit, context, ctypes.c_long(1), blocks)
+        event = (ctypes.c_int64 * 4)()
+        assert call(getevents, context, ctypes.c_long(1), ctypes.c_long(1), event, None) == 1
+        assert event[2] == LEN, event[2]
+        seen = os.pread(buffered, LEN, 0)
+        assert seen == bytes([number]) * LEN, (number, set(seen))
+finally:
+    done = True
+for reader in readers:
+    reader.join()
+",
+        &[&mount.at("file")],
+    );
+    Ok(())
+}
+
+#[test]
 fn the_space_of_a_file_that_stays_open_is_told_without_syncing_it() -> Outcome {
     let mount = Mount::new();
     let file = create(mount.at("file"));

@@ -100,11 +100,22 @@ except PermissionError:
 #[test]
 fn a_write_by_another_user_clears_setuid_and_setgid() -> Outcome {
     let mount = Mount::for_all();
-    for act in ["os.write(os.open(argv[0], os.O_WRONLY), b'x')", "os.truncate(argv[0], 1)"] {
-        fs::write(mount.at("file"), "content")?;
-        fs::set_permissions(mount.at("file"), Permissions::from_mode(0o6777))?;
-        python_as(NOBODY, act, &[&mount.at("file")]);
-        assert_eq!(fs::metadata(mount.at("file"))?.mode() & 0o7777, 0o777, "{act}");
+    let fallocate =
+        "ctypes.CDLL(None).fallocate(os.open(argv[0], os.O_WRONLY), {}, ctypes.c_long(0), ctypes.c_long(4096))";
+    let punch = format!("assert {} == 0", fallocate.replace("{}", "3"));
+    let extend = format!("assert {} == 0", fallocate.replace("{}", "0"));
+    let acts = ["os.write(os.open(argv[0], os.O_WRONLY), b'x')", "os.truncate(argv[0], 1)", &punch, &extend];
+    for act in acts {
+        // Setgid means something else where the group may not execute, and is kept by its members.
+        for (mode, group, expected) in
+            [(0o6777, 0, 0o777), (0o6666, 0, 0o666), (0o6666, NOBODY, 0o2666), (0o6676, NOBODY, 0o676)]
+        {
+            fs::write(mount.at("file"), "content")?;
+            std::os::unix::fs::chown(mount.at("file"), None, Some(group))?;
+            fs::set_permissions(mount.at("file"), Permissions::from_mode(mode))?;
+            python_as(NOBODY, act, &[&mount.at("file")]);
+            assert_eq!(fs::metadata(mount.at("file"))?.mode() & 0o7777, expected, "{act}: {mode:o} of {group}");
+        }
     }
     fs::set_permissions(mount.at("file"), Permissions::from_mode(0o6777))?;
     std::os::unix::fs::chown(mount.at("file"), Some(NOBODY), None)?;
@@ -133,6 +144,28 @@ fn whether_truncating_clears_setuid_is_a_matter_of_a_capability_not_of_being_roo
             run("setpriv", &command);
             assert_eq!(fs::metadata(&file)?.mode() & 0o7777, expected, "{caller:?}: {act}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn changing_an_acl_clears_setgid_for_an_owner_who_is_not_of_the_group() -> Outcome {
+    let mount = Mount::for_all();
+    let cases: [(&[&str], u32); 3] = [
+        (&[], 0o2771),
+        (&["--reuid=nobody", "--regid=nogroup", "--clear-groups"], 0o771),
+        (&["--reuid=nobody", "--regid=nogroup", "--groups=1234"], 0o2771),
+    ];
+    for (caller, expected) in cases {
+        let file = mount.at("file");
+        fs::write(&file, "content")?;
+        std::os::unix::fs::chown(&file, Some(NOBODY), Some(1234))?;
+        fs::set_permissions(&file, Permissions::from_mode(0o2771))?;
+        let mut command: Vec<&dyn AsRef<OsStr>> = caller.iter().map(|option| option as &dyn AsRef<OsStr>).collect();
+        command.extend([&"setfacl" as &dyn AsRef<OsStr>, &"-m", &"u::rwx,g::rwx,o::x", &file]);
+        run("setpriv", &command);
+        assert_eq!(fs::metadata(&file)?.mode() & 0o7777, expected, "{caller:?}");
+        fs::remove_file(&file)?;
     }
     Ok(())
 }
