@@ -344,6 +344,21 @@ impl File {
         state.is_dirty() || state.mode == Mode::Fresh
     }
 
+    /// Whether the file is new, and nobody was promised anything of it.
+    pub fn is_fresh(&self) -> bool {
+        self.state.read().mode == Mode::Fresh
+    }
+
+    /// As much of the space that the store counts, in units of 512 bytes, as is left when what was cut off is freed, which
+    /// the next commit does.
+    pub fn blocks(&self, stored: u64) -> u64 {
+        let state = self.state.read();
+        match state.cut.or(state.cut_in_flight) {
+            Some(_) => stored.min(self.context.geometry.stored_len(state.len()).0.div_ceil(4096) * 8),
+            None => stored,
+        }
+    }
+
     /// Reserves space in the store for a range of the plaintext, without changing the length.
     ///
     /// # Errors

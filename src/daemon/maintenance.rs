@@ -64,7 +64,7 @@ impl Maintenance {
                 parts.forgetter.forget_names(&fs.too_many());
             }
             parts.tidy();
-            let changed = fs.open_and_changed();
+            let changed = fs.told_otherwise();
             let result = if fs.is_open() { fs.commit_all() } else { Ok(()) };
             changed.into_iter().for_each(|ino| parts.forgetter.forget_attributes(ino));
             if let Err(error) = result {

@@ -323,7 +323,7 @@ impl Fs {
 
 /// The attributes of an open file as applications know them.
 fn as_known(stat: Stat, file: &File) -> Stat {
-    Stat { mtime: file.mtime().unwrap_or(stat.mtime), ..stat }
+    Stat { mtime: file.mtime().unwrap_or(stat.mtime), blocks: file.blocks(stat.blocks), ..stat }
 }
 
 /// The length of a symbolic link's target whose encoded form has this length.

@@ -48,15 +48,15 @@ impl Fs {
         }
     }
 
-    /// Files that somebody has open and that the next batch changes in the store: how much space they take, and their
-    /// change time, are others then.
-    pub fn open_and_changed(&self) -> Vec<u64> {
+    /// Files of which the next batch changes how much space they take and when they were changed, so that the kernel has to
+    /// ask again: those that somebody has open, and those that were committed before.
+    pub fn told_otherwise(&self) -> Vec<u64> {
         let open = self.files.lock();
-        let used = open.iter().filter(|(_, open)| open.handles > 0);
-        let mut used: Vec<_> = used.map(|(ino, open)| (*ino, Arc::clone(&open.file))).collect();
+        let mut files: Vec<_> =
+            open.iter().map(|(ino, open)| (*ino, open.handles > 0, Arc::clone(&open.file))).collect();
         drop(open);
-        used.retain(|(_, file)| file.wants_commit());
-        used.into_iter().map(|(ino, _)| ino).collect()
+        files.retain(|(_, open, file)| file.wants_commit() && (*open || !file.is_fresh()));
+        files.into_iter().map(|(ino, ..)| ino).collect()
     }
 
     fn changed_files(&self) -> Vec<Arc<File>> {

@@ -196,6 +196,8 @@ fn the_space_of_a_file_that_stays_open_is_told_without_syncing_it() -> Outcome {
     // The kernel hands over what it held back. Of the filesystem, not of the file.
     rustix::fs::syncfs(fs::File::open(mount.at(""))?)?;
     until("the space is told", || file.metadata().expect("attributes").blocks() * 512 >= 1 << 20);
+    file.set_len(100_000)?;
+    assert!(file.metadata()?.blocks() * 512 < 150_000, "{}", file.metadata()?.blocks());
     Ok(())
 }
 
