@@ -195,6 +195,15 @@ impl Ledger {
         self
     }
 
+    /// What it knows now, for a test that lets the power fail and goes on from there.
+    #[cfg(test)]
+    pub(crate) fn copy(&self) -> Self {
+        let known = self.known.lock();
+        let (files, pending) = (known.files.clone(), known.pending.clone());
+        let copy = Known { counter: known.counter, suspect: known.suspect, files, pending, ..Known::default() };
+        Self::of(self.place.clone(), self.writer.lock().identity.volume, copy)
+    }
+
     /// Whether what is older is to be taken nevertheless.
     pub fn is_lenient(&self) -> bool {
         self.lenient

@@ -122,12 +122,7 @@ impl Block {
             let stamp = Stamp { epoch, generation, mac: std::array::from_fn(|n| field[20 + n]) };
             (FileId(std::array::from_fn(|n| field[n])), (epoch != REMOVED).then_some(stamp))
         });
-        Some(Self {
-            counter: word(8),
-            synced: word(16),
-            suspect: block[5] & SUSPECT != 0,
-            entries: entries.collect(),
-        })
+        Some(Self { counter: word(8), synced: word(16), suspect: block[5] & SUSPECT != 0, entries: entries.collect() })
     }
 }
 

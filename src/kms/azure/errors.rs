@@ -20,6 +20,7 @@ pub(super) const REQUEST_ID: &str = "x-ms-request-id";
 pub(super) enum Asked {
     Key,
     Unwrap,
+    Tag,
 }
 
 #[derive(Default, Deserialize)]
@@ -86,7 +87,7 @@ fn status_error(status: u16, body: &[u8], asked: Asked, kek: &AzureKek) -> KmsEr
         }
         (403, inner) => {
             let refused = error(KmsErrorKind::Refused, &format!("{} refuses {}", kek.host(), kek.name));
-            match hint_403(inner, kek) {
+            match hint_403(inner, asked, kek) {
                 Some(hint) => refused.hint(hint),
                 None => refused,
             }
@@ -113,8 +114,19 @@ fn status_error(status: u16, body: &[u8], asked: Asked, kek: &AzureKek) -> KmsEr
     }
 }
 
-fn hint_403(inner: Option<&str>, kek: &AzureKek) -> Option<String> {
+fn hint_403(inner: Option<&str>, asked: Asked, kek: &AzureKek) -> Option<String> {
     match inner {
+        Some("ForbiddenByRbac") if asked == Asked::Tag => Some(
+            "the rollback guard keeps its counter in a tag of the key: grant the identity a role with the data action \
+             Microsoft.KeyVault/vaults/keys/update/action on the key (the Encryption User role has it not), or keep the \
+             guard in a file"
+                .to_owned(),
+        ),
+        Some("AccessDenied") if asked == Asked::Tag => Some(format!(
+            "the rollback guard keeps its counter in a tag of the key: give the identity the key permission update: \
+             az keyvault set-policy --name {} --key-permissions get wrapKey unwrapKey update --object-id OBJECT_ID",
+            kek.vault_name()
+        )),
         Some("KeyDisabled") => key_disabled(kek, None).hint,
         Some("ForbiddenByRbac") => Some(
             "grant the identity the role 'Key Vault Crypto Service Encryption User' on the key or the vault; \
