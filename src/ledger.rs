@@ -21,6 +21,27 @@ use std::sync::Arc;
 /// So many blocks beyond what is needed are let be: a mebibyte.
 const SLACK: u64 = 2048;
 
+/// What the volume as a whole was known to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// Its counter.
+    pub counter: u64,
+    /// The generation of its record.
+    pub record: u64,
+    /// A rollback was seen, and nobody accepted it yet.
+    pub suspect: bool,
+}
+
+impl Mark {
+    fn join(self, other: Self) -> Self {
+        Self {
+            counter: self.counter.max(other.counter),
+            record: self.record.max(other.record),
+            suspect: self.suspect || other.suspect,
+        }
+    }
+}
+
 /// Which version of a header it is. A later one is greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
@@ -104,8 +125,7 @@ pub struct Ledger {
 
 #[derive(Default)]
 struct Known {
-    counter: u64,
-    suspect: bool,
+    mark: Mark,
     files: HashMap<FileId, Stamp>,
     /// What is not written yet.
     pending: HashMap<FileId, Option<Stamp>>,
@@ -121,7 +141,7 @@ struct Writer {
     /// Blocks that are written and durable.
     blocks: u64,
     /// What the last of them says.
-    written: (u64, bool),
+    written: Mark,
 }
 
 /// What is in the file of a ledger.
@@ -134,13 +154,13 @@ struct Contents {
 }
 
 impl Ledger {
-    /// A ledger that knows nothing yet but the volume's counter, in the place of the one that is there, if any. It is
+    /// A ledger that knows nothing yet but what the volume is as a whole, in the place of the one that is there, if any. It is
     /// durable when this returns.
     ///
     /// # Errors
     /// The store's.
-    pub fn create(place: Place, volume: VolumeId, key: &Secret32, counter: u64) -> io::Result<Self> {
-        let ledger = Self::of(place, volume, Known { counter, ..Known::default() });
+    pub fn create(place: Place, volume: VolumeId, key: &Secret32, mark: Mark) -> io::Result<Self> {
+        let ledger = Self::of(place, volume, Known { mark, ..Known::default() });
         ledger.rewrite(&mut ledger.writer.lock(), key)?;
         Ok(ledger)
     }
@@ -152,7 +172,7 @@ impl Ledger {
     pub fn open(place: Place, volume: VolumeId, key: &Secret32) -> Result<Self, LedgerError> {
         let contents = Contents::read(&place, volume, Some(key))?;
         let Contents { identity, known, blocks, whole } = contents;
-        let written = (known.counter, known.suspect);
+        let written = known.mark;
         let ledger = Self::of(place, volume, known);
         {
             let mut writer = ledger.writer.lock();
@@ -165,19 +185,19 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// What the ledger of a volume says, without the key: its counter, how many files it knows, and whether a rollback
-    /// was seen. Nothing of it is authentic.
+    /// What the ledger of a volume says, without the key: of the volume as a whole, and how many files it knows. Nothing of
+    /// it is authentic.
     ///
     /// # Errors
     /// [`LedgerError`].
-    pub fn peek(place: &Place, volume: VolumeId) -> Result<(u64, u64, bool), LedgerError> {
+    pub fn peek(place: &Place, volume: VolumeId) -> Result<(Mark, u64), LedgerError> {
         let known = Contents::read(place, volume, None)?.known;
-        Ok((known.counter, known.files.len() as u64, known.suspect))
+        Ok((known.mark, known.files.len() as u64))
     }
 
     fn of(place: Place, volume: VolumeId, known: Known) -> Self {
         let identity = Identity { volume, ledger: random_id() };
-        let writer = Writer { identity, file: None, blocks: 0, written: (0, false) };
+        let writer = Writer { identity, file: None, blocks: 0, written: Mark::default() };
         Self { place, read_only: false, lenient: false, known: Mutex::new(known), writer: Mutex::new(writer) }
     }
 
@@ -200,7 +220,7 @@ impl Ledger {
     pub(crate) fn copy(&self) -> Self {
         let known = self.known.lock();
         let (files, pending) = (known.files.clone(), known.pending.clone());
-        let copy = Known { counter: known.counter, suspect: known.suspect, files, pending, ..Known::default() };
+        let copy = Known { mark: known.mark, files, pending, ..Known::default() };
         Self::of(self.place.clone(), self.writer.lock().identity.volume, copy)
     }
 
@@ -209,19 +229,14 @@ impl Ledger {
         self.lenient
     }
 
-    /// The volume's counter, as far as it is known.
-    pub fn counter(&self) -> u64 {
-        self.known.lock().counter
+    /// What is known of the volume as a whole.
+    pub fn mark(&self) -> Mark {
+        self.known.lock().mark
     }
 
     /// How many files are known.
     pub fn files(&self) -> u64 {
         self.known.lock().files.len() as u64
-    }
-
-    /// Whether a rollback was seen that nobody accepted.
-    pub fn is_suspect(&self) -> bool {
-        self.known.lock().suspect
     }
 
     /// Why the last attempt to write it failed.
@@ -231,7 +246,13 @@ impl Ledger {
 
     /// Notes that a rollback was seen and is not accepted, which every later mount is told.
     pub fn suspect(&self) {
-        self.known.lock().suspect = true;
+        self.known.lock().mark.suspect = true;
+    }
+
+    /// Notes the generation of the volume's record, which is durable.
+    pub fn note_record(&self, generation: u64) {
+        let mut known = self.known.lock();
+        known.mark.record = known.mark.record.max(generation);
     }
 
     /// Compares a file's header with what is known. One that is durable in the volume is known from now on.
@@ -296,8 +317,8 @@ impl Ledger {
         let mut writer = self.writer.lock();
         let (pending, upto, files) = {
             let mut known = self.known.lock();
-            known.counter = known.counter.max(counter);
-            let upto = (known.counter, known.suspect);
+            known.mark.counter = known.mark.counter.max(counter);
+            let upto = known.mark;
             if known.pending.is_empty() && upto == writer.written && writer.file.is_some() {
                 return Ok(());
             }
@@ -334,10 +355,10 @@ impl Ledger {
             let synced = 1 + parts.len() as u64;
             for part in parts {
                 let number = (bytes.len() / BLOCK) as u64;
-                let block = Block { counter: known.counter, synced, suspect: known.suspect, entries: part.to_vec() };
+                let block = Block { mark: known.mark, synced, entries: part.to_vec() };
                 bytes.extend_from_slice(&block.encode(&identity, number, key));
             }
-            (known.counter, known.suspect)
+            known.mark
         };
         let Place { directory, name } = &self.place;
         replace_file(&**directory, name, &bytes, 0o600)?;
@@ -350,12 +371,7 @@ impl Ledger {
 }
 
 impl Writer {
-    fn append(
-        &mut self,
-        pending: &HashMap<FileId, Option<Stamp>>,
-        upto: (u64, bool),
-        key: &Secret32,
-    ) -> io::Result<()> {
+    fn append(&mut self, pending: &HashMap<FileId, Option<Stamp>>, upto: Mark, key: &Secret32) -> io::Result<()> {
         let Some(file) = &self.file else { return Err(io::ErrorKind::NotFound.into()) };
         let entries: Vec<_> = pending.iter().map(|(file, stamp)| (*file, *stamp)).collect();
         let mut parts: Vec<&[_]> = entries.chunks(ENTRIES).collect();
@@ -364,7 +380,7 @@ impl Writer {
         }
         let mut bytes = Vec::with_capacity(parts.len() * BLOCK);
         for (number, part) in (self.blocks..).zip(parts) {
-            let block = Block { counter: upto.0, synced: self.blocks, suspect: upto.1, entries: part.to_vec() };
+            let block = Block { mark: upto, synced: self.blocks, entries: part.to_vec() };
             bytes.extend_from_slice(&block.encode(&self.identity, number, key));
         }
         file.write_at(&bytes, StoredOffset(self.blocks * BLOCK as u64))?;
@@ -382,8 +398,7 @@ impl Known {
     }
 
     fn take(&mut self, block: Block) {
-        self.counter = self.counter.max(block.counter);
-        self.suspect |= block.suspect;
+        self.mark = self.mark.join(block.mark);
         for (file, stamp) in block.entries {
             match stamp {
                 Some(stamp) => self.files.insert(file, stamp),

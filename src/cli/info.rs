@@ -65,8 +65,8 @@ pub fn run(arguments: &Info) -> Result<(), Failure> {
             "keks": keks,
             "counter": counter,
             "rollback_guard": known.as_ref().map(|(guard, known)| match known {
-                Ok((counter, files, suspect)) => json!({
-                    "place": guard.to_string(), "counter": counter, "files": files, "suspect": suspect,
+                Ok((mark, files)) => json!({
+                    "place": guard.to_string(), "counter": mark.counter, "files": files, "suspect": mark.suspect,
                 }),
                 Err(error) => json!({ "place": guard.to_string(), "error": error.to_string() }),
             }),
@@ -85,9 +85,9 @@ pub fn run(arguments: &Info) -> Result<(), Failure> {
     }
     println!("{:<20} {counter}", "counter");
     match known {
-        Some((guard, Ok((counter, files, suspect)))) => {
-            let suspect = if suspect { ", A ROLLBACK WAS SEEN" } else { "" };
-            println!("{:<20} {guard}: {files} files, at {counter}{suspect}", "rollback guard");
+        Some((guard, Ok((mark, files)))) => {
+            let suspect = if mark.suspect { ", A ROLLBACK WAS SEEN" } else { "" };
+            println!("{:<20} {guard}: {files} files, at {}{suspect}", "rollback guard", mark.counter);
         }
         Some((guard, Err(error))) => println!("{:<20} {guard}: {error}", "rollback guard"),
         None => (),

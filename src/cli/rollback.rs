@@ -73,7 +73,7 @@ fn accept(arguments: &Accept) -> Result<(), Failure> {
     let counter = recovery::committed(&*volume.journal().map_err(of_store)?).map_err(of_store)?;
     let place = arguments.rollback_guard.resolve(&volume)?;
     let ledger = Ledger::open(place, record.id, &keys.ledger_mac);
-    let before = ledger.as_ref().ok().map(|ledger| (ledger.counter(), ledger.files()));
+    let before = ledger.as_ref().ok().map(|ledger| (ledger.mark().counter, ledger.files()));
     let file = match &arguments.file {
         Some(path) => Some(id_of(&volume, path)?),
         None => None,
@@ -109,7 +109,7 @@ fn accept(arguments: &Accept) -> Result<(), Failure> {
     })?;
     note(Some(file))?;
     let was_known = ledger.forget(file);
-    ledger.flush(&keys.ledger_mac, ledger.counter()).map_err(|error| {
+    ledger.flush(&keys.ledger_mac, ledger.mark().counter).map_err(|error| {
         Failure::new(Exit::Store, format!("the rollback guard {}: {error}", arguments.rollback_guard))
     })?;
     println!("{}", if was_known { "accepted" } else { "the guard knew nothing of that file" });

@@ -156,7 +156,7 @@ mod tests {
         "5957917e5c7d1d9f",
         "29ada2f0f719eb31",
         "bc9a52f5de197879",
-        "LEDGER",
+        "decd61fb11b28432",
     ];
 
     #[test]

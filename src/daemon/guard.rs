@@ -8,7 +8,7 @@ use crate::crypto::derive::VolumeKeys;
 use crate::failure::{Exit, Failure};
 use crate::fs::volume::Volume;
 use crate::kms::{Kms, KmsError};
-use crate::ledger::{Ledger, LedgerError, Place};
+use crate::ledger::{Ledger, LedgerError, Mark, Place};
 use crate::store::Store;
 use crate::store::dir::DirStore;
 use serde::{Deserialize, Serialize};
@@ -125,6 +125,12 @@ pub struct Subject<'a> {
     pub counter: u64,
 }
 
+impl Subject<'_> {
+    fn mark(&self) -> Mark {
+        Mark { counter: self.counter, record: self.volume.record().generation, suspect: false }
+    }
+}
+
 impl Guard {
     /// Compares a volume with what is known of it. `None`: nothing was known, and nothing can be noted, or there was a
     /// warning that it cannot be told; the mount has no guard then. `warn` is called with what has to be said.
@@ -162,7 +168,7 @@ impl Guard {
             Err(LedgerError::Io(error)) => return Err(unusable(&options.place, &error)),
             other => other,
         };
-        if let Some(what) = judge(&opened, remembered, subject.counter) {
+        if let Some(what) = judge(&opened, remembered, subject.mark()) {
             recorder.record(Event::Rollback { what: audit::clean(&what), refused: !options.warn });
             if !options.warn {
                 return Err(refused(volume, &options.place, &what));
@@ -171,7 +177,7 @@ impl Guard {
         }
         let ledger = match opened {
             Ok(ledger) => {
-                if options.warn && judge_known(&ledger, remembered, subject.counter).is_some() {
+                if options.warn && judge_known(&ledger, remembered, subject.mark()).is_some() {
                     ledger.suspect();
                 }
                 ledger
@@ -185,7 +191,7 @@ impl Guard {
                     return Ok(None);
                 }
                 warn(format!("the rollback guard {} is new: the volume is trusted as it is", options.place));
-                let ledger = Ledger::create(place, id, &key, subject.counter);
+                let ledger = Ledger::create(place, id, &key, subject.mark());
                 recorder.record(Event::RollbackGuard {
                     guard: audit::clean(&options.place.to_string()),
                     first_use: true,
@@ -210,7 +216,7 @@ impl Guard {
         recorder.record(Event::RollbackGuard {
             guard: audit::clean(&options.place.to_string()),
             first_use: false,
-            counter: ledger.counter(),
+            counter: ledger.mark().counter,
             files: ledger.files(),
         });
         Self::of(options, ledger, subject, read_only)
@@ -232,25 +238,27 @@ impl Guard {
         &self.ledger
     }
 
-    /// Lets the KMS remember how far the ledger is, which is durable by now. Does nothing for a guard in a file.
+    /// Takes up the version of the volume's record, and lets the KMS remember how far the ledger is, which is durable by
+    /// now. Of a guard in a file the KMS knows nothing.
     ///
     /// # Errors
     /// The KMS's: above all, that the identity may use the key and not change what is noted of it.
     pub fn remember(&self, volume: &Volume) -> Result<(), KmsError> {
+        self.ledger.note_record(volume.record().generation);
         if self.place != GuardPlace::Kms || self.read_only {
             return Ok(());
         }
         let record = volume.record();
-        self.kms.set_counter(&record.newest().volume_key.kek, record.id, self.ledger.counter())
+        self.kms.set_counter(&record.newest().volume_key.kek, record.id, self.ledger.mark().counter)
     }
 
     /// What it knows.
     pub fn status(&self) -> GuardStatus {
         GuardStatus {
             place: self.place.to_string(),
-            counter: self.ledger.counter(),
+            counter: self.ledger.mark().counter,
             files: self.ledger.files(),
-            suspect: self.ledger.is_suspect(),
+            suspect: self.ledger.mark().suspect,
             error: self.ledger.error(),
         }
     }
@@ -274,10 +282,10 @@ fn remembered(subject: &Subject<'_>) -> Result<Option<u64>, KmsError> {
     Ok(None)
 }
 
-/// What is wrong with a volume at this counter, in words; `None` if it is no older than it was seen to be.
-fn judge(ledger: &Result<Ledger, LedgerError>, remembered: Option<u64>, counter: u64) -> Option<String> {
+/// What is wrong with a volume that is found like this, in words; `None` if it is no older than it was seen to be.
+fn judge(ledger: &Result<Ledger, LedgerError>, remembered: Option<u64>, found: Mark) -> Option<String> {
     match (ledger, remembered) {
-        (Ok(ledger), _) => judge_known(ledger, remembered, counter),
+        (Ok(ledger), _) => judge_known(ledger, remembered, found),
         (Err(LedgerError::Missing), None) => None,
         (Err(LedgerError::Missing), Some(remembered)) => {
             Some(format!("its ledger is gone, and the KMS remembers that it was at {remembered}"))
@@ -286,16 +294,19 @@ fn judge(ledger: &Result<Ledger, LedgerError>, remembered: Option<u64>, counter:
     }
 }
 
-fn judge_known(ledger: &Ledger, remembered: Option<u64>, counter: u64) -> Option<String> {
-    let known = ledger.counter();
-    match remembered {
-        Some(remembered) if remembered > known => {
-            Some(format!("its ledger is at {known}, and the KMS remembers that it was at {remembered}"))
-        }
-        _ if known > counter => Some(format!("it is at {counter}, and was seen at {known}")),
-        _ if ledger.is_suspect() => Some("a rollback was seen before, and was not accepted".to_owned()),
-        _ => None,
+fn judge_known(ledger: &Ledger, remembered: Option<u64>, found: Mark) -> Option<String> {
+    let known = ledger.mark();
+    if let Some(remembered) = remembered.filter(|remembered| *remembered > known.counter) {
+        let at = known.counter;
+        return Some(format!("its ledger is at {at}, and the KMS remembers that it was at {remembered}"));
     }
+    if known.counter > found.counter {
+        return Some(format!("it is at {}, and was seen at {}", found.counter, known.counter));
+    }
+    if known.record > found.record {
+        return Some(format!("its volume.kmsfs is version {}, and was seen as {}", found.record, known.record));
+    }
+    known.suspect.then(|| "a rollback was seen before, and was not accepted".to_owned())
 }
 
 fn refused(volume: &Volume, guard: &GuardPlace, what: &str) -> Failure {
@@ -325,7 +336,7 @@ fn unusable(guard: &GuardPlace, error: &io::Error) -> Failure {
 pub fn accept(place: &GuardPlace, subject: &Subject<'_>) -> Result<(), Failure> {
     let record = subject.volume.record();
     let key = VolumeKeys::from(subject.volume_key).ledger_mac;
-    Ledger::create(place.resolve(subject.volume)?, record.id, &key, subject.counter)
+    Ledger::create(place.resolve(subject.volume)?, record.id, &key, subject.mark())
         .map_err(|error| unusable(place, &error))?;
     if *place == GuardPlace::Kms {
         let mut versions: Vec<_> = record.keks.iter().map(|kek| &kek.volume_key.kek).collect();

@@ -1,6 +1,6 @@
 //! The blocks of a ledger: 512 bytes each, with a MAC of their own (format.md, "The ledger"). No I/O.
 
-use super::Stamp;
+use super::{Mark, Stamp};
 use crate::crypto::Secret32;
 use crate::units::{FileId, VolumeId};
 
@@ -32,12 +32,10 @@ pub struct Identity {
 /// What every other block says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Block {
-    /// The volume's counter when it was written.
-    pub counter: u64,
+    /// What the volume was when it was written.
+    pub mark: Mark,
     /// How many blocks were durable when it was written.
     pub synced: u64,
-    /// A rollback was seen, and nobody accepted it yet.
-    pub suspect: bool,
     /// Files, and their newest headers; `None` for those that were removed.
     pub entries: Vec<(FileId, Option<Stamp>)>,
 }
@@ -89,9 +87,10 @@ impl Block {
         let mut block = [0; BLOCK];
         block[..4].copy_from_slice(&MAGIC);
         block[4] = self.entries.len() as u8;
-        block[5] = if self.suspect { SUSPECT } else { 0 };
-        block[8..16].copy_from_slice(&self.counter.to_le_bytes());
+        block[5] = if self.mark.suspect { SUSPECT } else { 0 };
+        block[8..16].copy_from_slice(&self.mark.counter.to_le_bytes());
         block[16..24].copy_from_slice(&self.synced.to_le_bytes());
+        block[24..32].copy_from_slice(&self.mark.record.to_le_bytes());
         for ((file, stamp), field) in self.entries.iter().zip(block[ENTRIES_AT..MAC_AT].chunks_exact_mut(ENTRY)) {
             let (epoch, generation, mac) = match stamp {
                 Some(stamp) => (stamp.epoch, stamp.generation, stamp.mac),
@@ -122,7 +121,8 @@ impl Block {
             let stamp = Stamp { epoch, generation, mac: std::array::from_fn(|n| field[20 + n]) };
             (FileId(std::array::from_fn(|n| field[n])), (epoch != REMOVED).then_some(stamp))
         });
-        Some(Self { counter: word(8), synced: word(16), suspect: block[5] & SUSPECT != 0, entries: entries.collect() })
+        let mark = Mark { counter: word(8), record: word(24), suspect: block[5] & SUSPECT != 0 };
+        Some(Self { mark, synced: word(16), entries: entries.collect() })
     }
 }
 
@@ -158,12 +158,12 @@ mod tests {
     fn sample() -> Block {
         let stamp = Stamp { epoch: 4, generation: 5, mac: [6; 4] };
         let entries = (0..ENTRIES as u8).map(|n| (FileId([n; 16]), (n != 7).then_some(stamp))).collect();
-        Block { counter: 8, synced: 9, suspect: true, entries }
+        Block { mark: Mark { counter: 8, record: 11, suspect: true }, synced: 9, entries }
     }
 
     #[test]
     fn a_block_comes_back_in_its_own_place_of_its_own_ledger_only() {
-        for block in [sample(), Block { counter: 1, ..Block::default() }] {
+        for block in [sample(), Block { synced: 1, ..Block::default() }] {
             let bytes = block.encode(&IDENTITY, 10, &key());
             assert_eq!(Block::decode(&bytes, &IDENTITY, 10, Some(&key())), Some(block.clone()));
             assert_eq!(Block::decode(&bytes, &IDENTITY, 11, None), Some(block));

@@ -17,6 +17,10 @@ fn stamp(epoch: u32, generation: u64) -> Stamp {
     Stamp { epoch, generation, mac: [generation as u8; 4] }
 }
 
+fn counted(counter: u64) -> Mark {
+    Mark { counter, ..Mark::default() }
+}
+
 fn id(number: u64) -> FileId {
     FileId(std::array::from_fn(|at| if at < 8 { number.to_le_bytes()[at] } else { 9 }))
 }
@@ -28,12 +32,12 @@ fn open(store: &dyn Store) -> Result<Ledger, LedgerError> {
 #[test]
 fn an_older_header_is_old_and_so_is_another_one_with_the_same_number() {
     let store = MemStore::default();
-    let ledger = Ledger::create(place(&store), VOLUME, &key(), 5).unwrap();
+    let ledger = Ledger::create(place(&store), VOLUME, &key(), counted(5)).unwrap();
     assert_eq!(ledger.see(id(1), stamp(0, 8), true), Seen::New);
     ledger.note(id(2), stamp(1, 3));
     ledger.flush(&key(), 6).unwrap();
     for ledger in [ledger, open(&store).unwrap()] {
-        assert_eq!(ledger.counter(), 6);
+        assert_eq!(ledger.mark().counter, 6);
         for (file, seen, expected) in [
             (1, stamp(0, 8), Seen::Current),
             (1, stamp(0, 7), Seen::Old),
@@ -54,7 +58,7 @@ fn an_older_header_is_old_and_so_is_another_one_with_the_same_number() {
 #[test]
 fn what_was_removed_is_forgotten_and_a_new_file_is_known_with_its_batch() {
     let store = MemStore::default();
-    let ledger = Ledger::create(place(&store), VOLUME, &key(), 0).unwrap();
+    let ledger = Ledger::create(place(&store), VOLUME, &key(), counted(0)).unwrap();
     ledger.note(id(1), stamp(0, 5));
     ledger.flush(&key(), 1).unwrap();
     for number in 2..5 {
@@ -66,7 +70,7 @@ fn what_was_removed_is_forgotten_and_a_new_file_is_known_with_its_batch() {
     ledger.flush(&key(), 3).unwrap();
     ledger.committed(4);
     let again = open(&store).unwrap();
-    assert_eq!((again.files(), again.counter()), (1, 3));
+    assert_eq!((again.files(), again.mark().counter), (1, 3));
     assert_eq!(again.see(id(1), stamp(0, 1), false), Seen::New);
     assert_eq!(again.see(id(3), stamp(0, 1), false), Seen::Old);
     assert_eq!(ledger.see(id(2), stamp(0, 1), false), Seen::New, "its batch is not committed");
@@ -78,7 +82,7 @@ fn what_was_removed_is_forgotten_and_a_new_file_is_known_with_its_batch() {
 #[test]
 fn a_ledger_that_is_written_anew_again_and_again_loses_nothing_and_does_not_grow() {
     let store = MemStore::default();
-    let ledger = Ledger::create(place(&store), VOLUME, &key(), 0).unwrap();
+    let ledger = Ledger::create(place(&store), VOLUME, &key(), counted(0)).unwrap();
     for number in 0..40 {
         ledger.note(id(number), stamp(0, 1));
     }
@@ -89,7 +93,7 @@ fn a_ledger_that_is_written_anew_again_and_again_loses_nothing_and_does_not_grow
     let len = store.root().open_file(b"ledger", false).unwrap().inode().stat().unwrap().len.0;
     assert!(len <= (SLACK + 10) * BLOCK as u64, "{len}");
     let again = open(&store).unwrap();
-    assert_eq!((again.files(), again.counter()), (40, 3 * SLACK - 1));
+    assert_eq!((again.files(), again.mark().counter), (40, 3 * SLACK - 1));
     for number in 0..40 {
         let newest = (1..3 * SLACK).rev().find(|round| round % 40 == number).unwrap() + 1;
         assert_eq!(again.see(id(number), stamp(0, newest), false), Seen::Current, "{number}");
@@ -100,7 +104,7 @@ fn a_ledger_that_is_written_anew_again_and_again_loses_nothing_and_does_not_grow
 #[test]
 fn after_every_cut_it_knows_what_was_flushed_and_nothing_that_was_not_noted() {
     let store = MemStore::default();
-    let ledger = Ledger::create(place(&store), VOLUME, &key(), 0).unwrap();
+    let ledger = Ledger::create(place(&store), VOLUME, &key(), counted(0)).unwrap();
     store.record();
     let mut cuts = 0;
     for round in 1..120_u64 {
@@ -119,7 +123,7 @@ fn after_every_cut_it_knows_what_was_flushed_and_nothing_that_was_not_noted() {
                 cuts += 1;
                 let found = open(&snapshot.cut(round * 100 + seed))
                     .unwrap_or_else(|error| panic!("round {round}, after {}: {error}", snapshot.after));
-                assert!(found.counter() >= before.counter() && found.counter() <= round);
+                assert!(found.mark().counter >= before.mark().counter && found.mark().counter <= round);
                 for (number, noted) in (0..).zip(&noted) {
                     let (old, new) = (before.known.lock(), found.known.lock());
                     let at = |known: &Known| known.files.get(&id(number)).map_or(0, |stamp| stamp.generation);
@@ -140,7 +144,7 @@ fn after_every_cut_it_knows_what_was_flushed_and_nothing_that_was_not_noted() {
 #[test]
 fn a_changed_cut_or_foreign_ledger_is_refused() {
     let store = MemStore::default();
-    let ledger = Ledger::create(place(&store), VOLUME, &key(), 0).unwrap();
+    let ledger = Ledger::create(place(&store), VOLUME, &key(), counted(0)).unwrap();
     for round in 1..6 {
         ledger.note(id(round), stamp(0, 1));
         ledger.flush(&key(), round).unwrap();
@@ -148,7 +152,7 @@ fn a_changed_cut_or_foreign_ledger_is_refused() {
     assert!(matches!(Ledger::open(place(&store), VolumeId([8; 16]), &key()), Err(LedgerError::OtherVolume(VOLUME))));
     let other_key = Secret32::take(&mut [4; 32]);
     assert!(matches!(Ledger::open(place(&store), VOLUME, &other_key), Err(LedgerError::Damaged(_))));
-    assert_eq!(Ledger::peek(&place(&store), VOLUME).unwrap(), (5, 5, false));
+    assert_eq!(Ledger::peek(&place(&store), VOLUME).unwrap(), (counted(5), 5));
     let file = store.root().open_file(b"ledger", true).unwrap();
     let mut whole = vec![0; 7 * BLOCK];
     assert_eq!(file.read_at(&mut whole, StoredOffset(0)).unwrap(), whole.len());
@@ -160,7 +164,7 @@ fn a_changed_cut_or_foreign_ledger_is_refused() {
     }
     // The last one may be what a crash has left of it; of what was there before, nothing may be missing.
     file.write_at(&[whole[6 * BLOCK] ^ 1], StoredOffset(6 * BLOCK as u64)).unwrap();
-    assert_eq!(open(&store).unwrap().counter(), 4);
+    assert_eq!(open(&store).unwrap().mark().counter, 4);
     for len in [0, 100, BLOCK as u64] {
         file.set_len(StoredOffset(len)).unwrap();
         assert!(matches!(open(&store), Err(LedgerError::Damaged(_))), "{len} bytes");
@@ -175,7 +179,7 @@ fn what_a_full_disk_did_not_take_is_written_when_there_is_room() {
         for at in 0..4 {
             let (store, faults) = (MemStore::default(), Faults::default());
             let faulty = FaultStore::new(Arc::new(store.clone()), faults.clone());
-            let ledger = Ledger::create(place(&faulty), VOLUME, &key(), 0).unwrap();
+            let ledger = Ledger::create(place(&faulty), VOLUME, &key(), counted(0)).unwrap();
             ledger.note(id(1), stamp(0, 1));
             faults.plan(Some(Plan { at, lasting: true, only_changes: true, fault }));
             let first = ledger.flush(&key(), 1);
@@ -184,11 +188,11 @@ fn what_a_full_disk_did_not_take_is_written_when_there_is_room() {
             let second = ledger.flush(&key(), 2);
             faults.plan(None);
             assert_eq!(second.is_err(), at < 4, "{at}");
-            assert!(open(&store).unwrap().counter() <= 2);
+            assert!(open(&store).unwrap().mark().counter <= 2);
             ledger.flush(&key(), 2).unwrap();
             assert_eq!(ledger.error(), None);
             let again = open(&store).unwrap();
-            assert_eq!((again.files(), again.counter()), (2, 2));
+            assert_eq!((again.files(), again.mark().counter), (2, 2));
         }
     }
 }
@@ -196,7 +200,7 @@ fn what_a_full_disk_did_not_take_is_written_when_there_is_room() {
 #[test]
 fn one_that_is_read_only_compares_and_writes_nothing() {
     let store = MemStore::default();
-    let ledger = Ledger::create(place(&store), VOLUME, &key(), 4).unwrap();
+    let ledger = Ledger::create(place(&store), VOLUME, &key(), counted(4)).unwrap();
     ledger.note(id(1), stamp(0, 5));
     ledger.flush(&key(), 4).unwrap();
     store.record();
@@ -211,13 +215,15 @@ fn one_that_is_read_only_compares_and_writes_nothing() {
 #[test]
 fn a_rollback_that_was_seen_is_remembered() {
     let store = MemStore::default();
-    let ledger = Ledger::create(place(&store), VOLUME, &key(), 4).unwrap();
+    let ledger = Ledger::create(place(&store), VOLUME, &key(), counted(4)).unwrap();
     ledger.suspect();
+    ledger.note_record(3);
+    ledger.note_record(2);
     ledger.flush(&key(), 4).unwrap();
     let again = open(&store).unwrap();
-    assert!(again.is_suspect());
+    assert_eq!(again.mark(), Mark { counter: 4, record: 3, suspect: true });
     again.flush(&key(), 9).unwrap();
-    assert!(open(&store).unwrap().is_suspect());
-    drop(Ledger::create(place(&store), VOLUME, &key(), 9).unwrap());
-    assert!(!open(&store).unwrap().is_suspect());
+    assert!(open(&store).unwrap().mark().suspect);
+    drop(Ledger::create(place(&store), VOLUME, &key(), counted(9)).unwrap());
+    assert!(!open(&store).unwrap().mark().suspect);
 }

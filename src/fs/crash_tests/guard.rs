@@ -1,7 +1,7 @@
 //! The ledger of a volume and the power: whatever is left of the volume, it is never older than its ledger says.
 
 use super::*;
-use crate::ledger::{Ledger, Place};
+use crate::ledger::{Ledger, Mark, Place};
 use crate::store::RenameMode;
 use crate::store::mem::Snapshot;
 use crate::units::StoredOffset;
@@ -10,7 +10,7 @@ fn ledger(fs: &Fs) -> Arc<Ledger> {
     let key = crate::crypto::Secret32::take(&mut [1; 32]);
     let place = Place { directory: MemStore::default().root(), name: b"ledger".to_vec() };
     let counter = fs.context.journal.committed();
-    Arc::new(Ledger::create(place, fs.volume.record().id, &key, counter).unwrap())
+    Arc::new(Ledger::create(place, fs.volume.record().id, &key, Mark { counter, ..Mark::default() }).unwrap())
 }
 
 fn guarded(store: &MemStore, ledger: Ledger) -> Fs {
@@ -22,7 +22,11 @@ fn guarded(store: &MemStore, ledger: Ledger) -> Fs {
 /// Nothing of what is there is older than this ledger knows it, now and after another cut.
 fn no_alarm(found: MemStore, ledger: &Ledger, what: &str, seed: u64) {
     let counter = recovery::committed(&*found.root().open_dir(b"journal").unwrap()).unwrap();
-    assert!(counter >= ledger.counter(), "{what}: the volume is at {counter}, the ledger at {}", ledger.counter());
+    assert!(
+        counter >= ledger.mark().counter,
+        "{what}: the volume is at {counter}, the ledger at {}",
+        ledger.mark().counter
+    );
     let fs = guarded(&found, ledger.copy());
     walk(&fs, ROOT, "", &mut Tree::new()).unwrap_or_else(|error| panic!("{what}: {error:?}"));
     assert_eq!(fs.counters.damaged.load(Ordering::Relaxed), 0, "{what}");
@@ -67,7 +71,7 @@ fn after_every_cut_nothing_is_older_than_the_ledger_says() {
         }
         model.close_all(&fs);
         fs.shut_down().unwrap();
-        assert!(live.files() > 0 && live.counter() > 0, "work {seed}: nothing is known");
+        assert!(live.files() > 0 && live.mark().counter > 0, "work {seed}: nothing is known");
         no_alarm(store.snapshot().cut(0), &live, "shut down", 3);
     }
     println!("{cuts} cuts");
@@ -152,7 +156,7 @@ fn a_file_that_is_put_back_as_it_was_is_refused_however_it_was_made_durable() {
         drop(fs);
         let fs = guarded(&store, live.copy().lenient());
         assert_eq!(content(&fs, b"file").unwrap(), b"second");
-        assert!(fs.context.ledger.get().unwrap().is_suspect());
+        assert!(fs.context.ledger.get().unwrap().mark().suspect);
         drop(fs);
         // The newest one is taken, and so is the old one when it is forgotten what was known.
         put_back(&store, b"file", &third);

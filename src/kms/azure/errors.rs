@@ -349,6 +349,16 @@ mod tests {
     }
 
     #[test]
+    fn who_may_use_a_key_and_not_note_anything_of_it_is_told_what_is_missing() {
+        for (code, hint) in [("ForbiddenByRbac", "keys/update/action"), ("AccessDenied", "unwrapKey update")] {
+            let body = format!(r#"{{"error":{{"code":"Forbidden","innererror":{{"code":"{code}"}}}}}}"#);
+            let error = status_error(403, body.as_bytes(), Asked::Tag, &kek());
+            assert_eq!(error.kind, Refused);
+            assert!(error.hint.as_deref().unwrap_or_default().contains(hint), "{:?}", error.hint);
+        }
+    }
+
+    #[test]
     fn a_message_is_one_line_without_control_characters() {
         let body =
             br#"{"error":{"code":"Forbidden","message":"Caller is not authorized.\r\nCaller: appid=1\u001b[31m"}}"#;
