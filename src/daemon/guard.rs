@@ -198,12 +198,8 @@ impl Guard {
                     counter: subject.counter,
                     files: 0,
                 });
-                return Self::of(
-                    options,
-                    ledger.map_err(|error| unusable(&options.place, &error))?,
-                    subject,
-                    read_only,
-                );
+                let ledger = ledger.map_err(|error| unusable(&options.place, &error))?;
+                return Ok(Some(Self::of(options, ledger, subject, read_only)));
             }
             Err(_) => {
                 warn("this mount has no rollback guard".into());
@@ -219,18 +215,13 @@ impl Guard {
             counter: ledger.mark().counter,
             files: ledger.files(),
         });
-        Self::of(options, ledger, subject, read_only)
+        Ok(Some(Self::of(options, ledger, subject, read_only)))
     }
 
-    fn of(
-        options: &GuardOptions,
-        ledger: Ledger,
-        subject: &Subject<'_>,
-        read_only: bool,
-    ) -> Result<Option<Self>, Failure> {
+    fn of(options: &GuardOptions, ledger: Ledger, subject: &Subject<'_>, read_only: bool) -> Self {
         let ledger = if options.warn { ledger.lenient() } else { ledger };
         let (place, kms) = (options.place.clone(), Arc::clone(subject.kms));
-        Ok(Some(Self { place, ledger: Arc::new(ledger), kms, read_only }))
+        Self { place, ledger: Arc::new(ledger), kms, read_only }
     }
 
     /// The ledger.

@@ -114,15 +114,25 @@ impl Block {
         if key.is_some_and(|key| !is_sealed(block, identity, number, key)) {
             return None;
         }
+        // What is reserved is zero, so that there is one block for each meaning.
+        if block[6..8].iter().chain(&block[ENTRIES_AT + count * ENTRY..MAC_AT]).any(|byte| *byte != 0) {
+            return None;
+        }
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| block[at + n]));
         let entries = block[ENTRIES_AT..MAC_AT].chunks_exact(ENTRY).take(count).map(|field| {
             let epoch = u32::from_le_bytes(std::array::from_fn(|n| field[16 + n]));
             let generation = u64::from_le_bytes(std::array::from_fn(|n| field[24 + n]));
             let stamp = Stamp { epoch, generation, mac: std::array::from_fn(|n| field[20 + n]) };
-            (FileId(std::array::from_fn(|n| field[n])), (epoch != REMOVED).then_some(stamp))
+            let removed = Stamp { epoch: REMOVED, generation: 0, mac: [0; 4] };
+            match (FileId(std::array::from_fn(|n| field[n])), stamp) {
+                (file, stamp) if stamp == removed => Some((file, None)),
+                (_, Stamp { epoch: REMOVED, .. }) => None,
+                (file, stamp) => Some((file, Some(stamp))),
+            }
         });
+        let entries = entries.collect::<Option<Vec<_>>>()?;
         let mark = Mark { counter: word(8), record: word(24), suspect: block[5] & SUSPECT != 0 };
-        Some(Self { mark, synced: word(16), entries: entries.collect() })
+        Some(Self { mark, synced: word(16), entries })
     }
 }
 
