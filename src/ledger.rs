@@ -234,6 +234,11 @@ impl Ledger {
         self.known.lock().mark
     }
 
+    /// The counter that is durable in its file.
+    pub fn durable_counter(&self) -> u64 {
+        self.writer.lock().written.counter
+    }
+
     /// How many files are known.
     pub fn files(&self) -> u64 {
         self.known.lock().files.len() as u64

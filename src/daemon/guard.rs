@@ -240,7 +240,12 @@ impl Guard {
             return Ok(());
         }
         let record = volume.record();
-        self.kms.set_counter(&record.newest().volume_key.kek, record.id, self.ledger.mark().counter)
+        let (kek, counter) = (&record.newest().volume_key.kek, self.ledger.durable_counter());
+        // A mount that only warns must not make the KMS forget what it warns of.
+        if self.kms.counter(kek, record.id)?.is_none_or(|remembered| remembered < counter) {
+            self.kms.set_counter(kek, record.id, counter)?;
+        }
+        Ok(())
     }
 
     /// What it knows.

@@ -184,6 +184,7 @@ fn what_a_full_disk_did_not_take_is_written_when_there_is_room() {
             faults.plan(Some(Plan { at, lasting: true, only_changes: true, fault }));
             let first = ledger.flush(&key(), 1);
             assert_eq!((first.is_err(), ledger.error().is_some()), (at < 2, at < 2), "{at}");
+            assert_eq!(ledger.durable_counter(), if at < 2 { 0 } else { 1 }, "what the KMS may be told");
             ledger.note(id(2), stamp(0, 1));
             let second = ledger.flush(&key(), 2);
             faults.plan(None);
