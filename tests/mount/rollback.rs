@@ -59,7 +59,8 @@ fn event(volume: &Volume, name: &str) -> Value {
 
 fn info(volume: &Volume) -> Value {
     let options = guard(volume);
-    let arguments = [&["info", "--json", &text(volume.path())], &strs(&options)[..]].concat();
+    let path = text(volume.path());
+    let arguments = [&["info", "--json", &path], &strs(&options)[..]].concat();
     serde_json::from_str(&volume.ok(&arguments)).expect("JSON")
 }
 
