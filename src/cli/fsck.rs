@@ -284,7 +284,7 @@ fn compare(
 ) -> Result<(), Failure> {
     let Some(place) = &arguments.rollback_guard else { return Ok(()) };
     let options = GuardOptions { place: place.clone(), warn: false };
-    let subject = Subject { volume, volume_key, kms, counter: context.journal.committed() };
+    let subject = Subject { volume, volume_key, kms, counter: context.journal.committed(), unclean: false };
     let warn = |what| eprintln!("warning: {what}");
     if let Some(guard) = Guard::open(&options, &subject, true, &Recorder::none(), warn)? {
         let _ = context.ledger.set(Arc::clone(guard.ledger()));

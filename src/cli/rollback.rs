@@ -95,7 +95,7 @@ fn accept(arguments: &Accept) -> Result<(), Failure> {
         note(None)?;
         guard::accept(
             &arguments.rollback_guard,
-            &Subject { volume: &volume, volume_key: &volume_key, kms: &kms, counter },
+            &Subject { volume: &volume, volume_key: &volume_key, kms: &kms, counter, unclean: false },
         )?;
         match before {
             Some((known, files)) => println!("accepted at {counter}; the guard was at {known}, and knew {files} files"),

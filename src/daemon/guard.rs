@@ -123,6 +123,8 @@ pub struct Subject<'a> {
     pub kms: &'a Arc<dyn Kms>,
     /// Its counter, before anything was recovered.
     pub counter: u64,
+    /// It will be recovered, which counts on.
+    pub unclean: bool,
 }
 
 impl Subject<'_> {
@@ -179,6 +181,10 @@ impl Guard {
             Ok(ledger) => {
                 if options.warn && judge_known(&ledger, remembered, subject.mark()).is_some() {
                     ledger.suspect();
+                    if subject.unclean {
+                        // Also by a mount that changes nothing else: when it is recovered, it may look new enough.
+                        ledger.flush(&key, subject.counter).map_err(|error| unusable(&options.place, &error))?;
+                    }
                 }
                 ledger
             }

@@ -72,7 +72,7 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     let mut trail = Trail::open(options, &volume, recovered.as_mut().and_then(|(_, event)| event.take()));
     let (kms, volume_key) = wait_for_volume_key(options, &volume, &trail, &mut reached)?;
     volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?;
-    let subject = Subject { volume: &volume, volume_key: &volume_key, kms: &kms, counter };
+    let subject = Subject { volume: &volume, volume_key: &volume_key, kms: &kms, counter, unclean };
     let warn = |what: String| {
         tracing::warn!("{what}");
         reached(Stage::Warning(what));
