@@ -4,6 +4,7 @@
 pub mod control;
 pub mod errand;
 mod gatekeeper;
+pub mod guard;
 mod maintenance;
 pub mod mountpoint;
 pub mod options;

@@ -42,6 +42,8 @@ pub enum Exit {
     Damage = 14,
     /// The volume was not unmounted, and has to be recovered first.
     NeedsRecovery = 15,
+    /// The volume is older than its rollback guard has seen it, or the guard cannot tell.
+    RolledBack = 16,
     /// Interrupted by the user.
     Interrupted = 130,
 }
@@ -66,6 +68,7 @@ impl Exit {
             Self::Store,
             Self::Damage,
             Self::NeedsRecovery,
+            Self::RolledBack,
             Self::Interrupted,
         ];
         all.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Self::Failure)

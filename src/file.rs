@@ -18,15 +18,16 @@ mod write;
 use crate::format::header::{Header, Page, VerifiedPage};
 use crate::format::{Geometry, Malformed, PAGE};
 use crate::journal::{Journal, Target};
+use crate::ledger::{Ledger, Seen, Stamp};
 use crate::store::{StoreFile, Timestamp};
-use crate::units::{ChunkIndex, Epoch, KekGeneration, PlainOffset, StoredOffset, VolumeId};
+use crate::units::{ChunkIndex, Epoch, FileId, KekGeneration, PlainOffset, StoredOffset, VolumeId};
 pub use commit::{Batched, Prepared};
 pub use keys::Keys;
 use parking_lot::{Mutex, RwLock};
 use state::{Mode, State};
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What a disk writes at once, in bytes.
 const SECTOR: usize = 512;
@@ -43,6 +44,8 @@ pub struct Context {
     pub epoch_floor: Epoch,
     /// Its log.
     pub journal: Arc<Journal>,
+    /// What is known of its files from before, if anybody keeps it: set before the first file is opened.
+    pub ledger: OnceLock<Arc<Ledger>>,
 }
 
 /// Why an operation on a file failed.
@@ -77,6 +80,8 @@ pub enum Damage {
     TagBlock(u64),
     /// This chunk.
     Chunk(ChunkIndex),
+    /// All of it is what was written once, but not what was written last.
+    RolledBack,
 }
 
 impl fmt::Display for Damage {
@@ -90,6 +95,7 @@ impl fmt::Display for Damage {
             Self::Length => f.write_str("the stored file does not have the length that its header says"),
             Self::TagBlock(block) => write!(f, "tag block {block} does not authenticate"),
             Self::Chunk(chunk) => write!(f, "chunk {} does not authenticate", chunk.0),
+            Self::RolledBack => f.write_str("header: older than the one that the rollback guard has seen"),
         }
     }
 }
@@ -136,6 +142,16 @@ pub struct Unverified {
     header: Header,
     page: Page,
     stored_len: StoredOffset,
+}
+
+/// The id in the header of a stored file, not authenticated; `None` if it is too short for one.
+///
+/// # Errors
+/// The store's.
+pub fn file_id(store: &dyn StoreFile) -> io::Result<Option<FileId>> {
+    let mut id = [0; 16];
+    let read = store.read_at(&mut id, StoredOffset(16))?;
+    Ok((read == id.len()).then_some(FileId(id)))
 }
 
 /// What the beginning of a stored file looks like.
@@ -327,6 +343,25 @@ impl File {
         *self.keys.write() = Some(keys);
     }
 
+    /// Compares the header, as it is stored, with what the volume's ledger knows of it. What is durable is known to the
+    /// ledger from then on.
+    pub fn see(&self) -> Seen {
+        let Some(ledger) = self.context.ledger.get() else { return Seen::New };
+        let state = self.state.read();
+        let header = state.page.header();
+        // A file of a batch that is not committed may go with the power, whatever is read of it now.
+        let durable = header.batch == 0 || self.context.journal.is_committed(header.batch);
+        ledger.see(header.file, stamp(&state), durable)
+    }
+
+    /// Tells the ledger of the header that was made durable. To be called while no other commit can begin.
+    fn note_durable(&self) {
+        if let Some(ledger) = self.context.ledger.get() {
+            let state = self.state.read();
+            ledger.note(state.page.header().file, stamp(&state));
+        }
+    }
+
     /// The envelope that has to be unwrapped for the key, with the file's id and epoch.
     pub fn header(&self) -> Header {
         self.state.read().page.header().clone()
@@ -377,6 +412,12 @@ impl File {
     fn keys(&self) -> Result<Arc<Keys>, Error> {
         self.keys.read().as_ref().map(Arc::clone).ok_or(Error::Locked)
     }
+}
+
+/// Which version of the header it is that was sealed last.
+fn stamp(state: &State) -> Stamp {
+    let header = state.page.header();
+    Stamp { epoch: header.epoch.0, generation: header.generation, mac: state.page.sealed_mac() }
 }
 
 #[cfg(test)]

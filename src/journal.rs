@@ -107,6 +107,11 @@ impl Journal {
         self.inner.lock().crashed.clone()
     }
 
+    /// The last batch that was committed: it only ever grows.
+    pub fn committed(&self) -> u64 {
+        self.inner.lock().committed_batch
+    }
+
     /// Whether headers of this batch are committed: everything they describe is durable.
     pub fn is_committed(&self, batch: u64) -> bool {
         let inner = self.inner.lock();

@@ -123,6 +123,23 @@ pub trait Kms: Send + Sync {
     /// See [`KmsError`].
     fn facts(&self) -> Result<Facts, KmsError>;
 
+    /// The number that [`set_counter`](Self::set_counter) left for this volume with this version of the KEK; `None` if
+    /// there is none.
+    ///
+    /// # Errors
+    /// See [`KmsError`]; `Misconfigured` where the service keeps no numbers.
+    fn counter(&self, _kek: &KekId, _volume: VolumeId) -> Result<Option<u64>, KmsError> {
+        Err(KmsError::no_counter())
+    }
+
+    /// Leaves a number for this volume with this version of the KEK. Two at once may undo each other's.
+    ///
+    /// # Errors
+    /// As for [`counter`](Self::counter).
+    fn set_counter(&self, _kek: &KekId, _volume: VolumeId, _value: u64) -> Result<(), KmsError> {
+        Err(KmsError::no_counter())
+    }
+
     /// The longest that one call may take, its own retries included.
     fn deadline(&self) -> Duration;
 }
@@ -225,6 +242,12 @@ impl KmsError {
     /// An error of this kind with a message and nothing else.
     pub fn new(kind: KmsErrorKind, message: impl Into<String>) -> Self {
         Self { kind, code: None, message: message.into(), hint: None, ids: Box::default(), retry_after: None }
+    }
+
+    /// The service keeps no numbers.
+    pub fn no_counter() -> Self {
+        Self::new(KmsErrorKind::Misconfigured, "this KMS keeps no counter, so it cannot guard against rollback")
+            .hint("keep it in a file: --rollback-guard FILE")
     }
 
     /// The same with a hint.

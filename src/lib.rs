@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 0 | [`units`], [`crypto`] | identifiers and address spaces; keys, ciphers, names |
 //! | 1 | [`format`](mod@format), [`kms`], [`store`] | bytes ↔ types without I/O; who wraps keys; where bytes are kept |
-//! | 2 | [`audit`], [`lease`] | what happened to a volume; unwrapped keys over time |
+//! | 2 | [`audit`], [`lease`], [`ledger`] | what happened to a volume; unwrapped keys over time; what a volume was last known to be |
 //! | 3 | [`journal`], [`file`](mod@file) | the redo log; one encrypted file |
 //! | 4 | [`fs`] | the tree in our own types: inodes, handles, names |
 //! | 5 | [`errno`], [`failure`], [`check`], [`dev_vault`] | what applications and people are told; checking volumes; the embedded Key Vault |
@@ -33,6 +33,7 @@ pub mod fuse;
 pub mod journal;
 pub mod kms;
 pub mod lease;
+pub mod ledger;
 pub mod manual;
 pub mod store;
 pub mod units;

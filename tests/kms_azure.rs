@@ -539,3 +539,30 @@ fn a_generated_key_is_one_that_key_test_takes() {
     std::fs::write(&path, "too short\n").expect("a file");
     assert_eq!(run(&["test", &format!("file:{}", path.display())]).status.code(), Some(12));
 }
+
+#[test]
+fn a_counter_is_kept_for_each_volume_and_version_and_leaves_other_tags_alone() {
+    let vault = Vault::start();
+    let kms = vault.kms();
+    let old = kms.current().expect("the newest version");
+    assert_eq!(kms.counter(&old, VOLUME).expect("an answer"), None);
+    kms.set_counter(&old, VOLUME, 7).expect("it is kept");
+    kms.set_counter(&old, VolumeId([6; 16]), u64::MAX).expect("it is kept");
+    let calls = vault.calls("update");
+    kms.set_counter(&old, VOLUME, 7).expect("it is kept");
+    assert_eq!(vault.calls("update"), calls, "what is there already is not written");
+    kms.set_counter(&old, VOLUME, 8).expect("it is kept");
+    assert_eq!(kms.counter(&old, VOLUME).expect("an answer"), Some(8));
+    assert_eq!(kms.counter(&old, VolumeId([6; 16])).expect("an answer"), Some(u64::MAX));
+    let new = KekId(vault.ok(&["key", "rotate", KEY]));
+    kms.set_counter(&new, VOLUME, 9).expect("it is kept");
+    assert_eq!(kms.counter(&new, VOLUME).expect("an answer"), Some(9));
+    assert_eq!(kms.counter(&old, VOLUME).expect("an answer"), Some(8), "each version has its own");
+    // The key goes on working.
+    unwraps(&*kms, &wrapped(&*kms));
+    vault.fault("throttle");
+    assert_eq!(kms.counter(&new, VOLUME).expect_err("no answer").kind, KmsErrorKind::Unreachable);
+    vault.fault("none");
+    let other = KekId(new.0.replace(KEY, "other"));
+    assert_eq!(kms.set_counter(&other, VOLUME, 1).expect_err("another key").kind, KmsErrorKind::Damaged);
+}

@@ -177,10 +177,35 @@ pub enum Event {
         /// The KEK with its version.
         kek: String,
     },
-    /// The volume is older than it was seen to be, and the operator accepted it.
-    RollbackAccepted {
+    /// The mount has a rollback guard.
+    RollbackGuard {
+        /// Where what it knows is kept.
+        guard: String,
+        /// Nothing was known before: the volume is trusted as it is.
+        first_use: bool,
+        /// The volume's counter.
+        counter: u64,
+        /// Files that are known.
+        files: u64,
+    },
+    /// The volume, or a file of it, is older than it was seen to be, or nobody can tell.
+    Rollback {
         /// In words.
         what: String,
+        /// It was refused; else there was a warning only.
+        refused: bool,
+    },
+    /// What is older than it was seen to be is accepted from now on.
+    RollbackAccepted {
+        /// Where it is kept what is known.
+        guard: String,
+        /// The file that is accepted, by its id; without one, all of the volume as it is.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
+        /// The counter that the guard had seen, and how many files it knew; without them, it could not tell.
+        before: Option<(u64, u64)>,
+        /// The volume's counter.
+        now: u64,
     },
     /// The volume was checked.
     Check {
@@ -300,6 +325,8 @@ impl Event {
             Self::Damage { .. } => "damage",
             Self::KeyTest { .. } => "key-test",
             Self::KekVersion { .. } => "kek-version",
+            Self::RollbackGuard { .. } => "rollback-guard",
+            Self::Rollback { .. } => "rollback",
             Self::RollbackAccepted { .. } => "rollback-accepted",
             Self::Check { .. } => "check",
             Self::Checkpoint { .. } => "checkpoint",
@@ -316,7 +343,9 @@ impl Event {
         const MINUTE: Duration = Duration::from_secs(60);
         match self {
             Self::Probe { .. } => Some((1, 10 * MINUTE)),
-            Self::LeaseDenied { .. } | Self::FailedDecryption { .. } | Self::Damage { .. } => Some((20, MINUTE)),
+            Self::LeaseDenied { .. } | Self::FailedDecryption { .. } | Self::Damage { .. } | Self::Rollback { .. } => {
+                Some((20, MINUTE))
+            }
             Self::UnlockFailed { .. } => Some((5, MINUTE)),
             Self::Unwrap { .. } | Self::LeasesEnded { .. } => Some((2000, MINUTE)),
             _ => None,

@@ -28,6 +28,8 @@ pub enum Kind {
     Kek,
     /// A header that is older than the volume accepts.
     Outdated,
+    /// A file that is older than it was seen to be.
+    RolledBack,
     /// The length of the stored file contradicts its header.
     Length,
     /// An envelope that the KMS finds wrong.
@@ -101,6 +103,7 @@ impl Kind {
                 | Self::Header
                 | Self::Kek
                 | Self::Outdated
+                | Self::RolledBack
                 | Self::Length
                 | Self::Envelope
                 | Self::TagBlock
@@ -126,6 +129,10 @@ impl Kind {
                 "reading it fails with EIO: restore it from a backup, or remove it"
             }
             Self::Outdated => "somebody put an old copy back; reading it fails with EIO: restore it, or remove it",
+            Self::RolledBack => {
+                "an old copy was put back; reading it fails with EIO: restore the last one, or remove it, or, if it is \
+                 meant to be this one: kmsfs rollback accept VOLUME --file STORED"
+            }
             Self::TagBlock | Self::Chunk => {
                 "reading these chunks fails with EIO, the others can be read: restore it from a backup, or remove it"
             }
@@ -155,6 +162,7 @@ impl From<&Damage> for Kind {
             Damage::Length => Self::Length,
             Damage::TagBlock(_) => Self::TagBlock,
             Damage::Chunk(_) => Self::Chunk,
+            Damage::RolledBack => Self::RolledBack,
         }
     }
 }

@@ -2,8 +2,10 @@
 
 use super::report::{self, Report};
 use super::{Exit, Failure};
+use crate::audit::Recorder;
 use crate::check::{self, Deep, Findings, Order, Progress, Saved, Severity, Stopped};
 use crate::crypto::Secret32;
+use crate::daemon::guard::{Guard, GuardOptions, GuardPlace, Subject};
 use crate::fs::Fs;
 use crate::fs::volume::{Holder, Holding, Volume};
 use crate::journal::{LOG_LEN, recovery};
@@ -49,6 +51,9 @@ pub struct Fsck {
     /// Keep the state of a deep check in this file, so that one that is interrupted can go on
     #[arg(long, value_name = "FILE", requires = "deep")]
     state: Option<PathBuf>,
+    /// Compare each file with what this rollback guard knows of it, and the volume's counter; nothing is noted
+    #[arg(long, value_name = "FILE|DIR|kms", requires = "deep")]
+    rollback_guard: Option<GuardPlace>,
     /// How many threads open files, by default as many as there are processors
     #[arg(long, value_name = "N", requires = "deep")]
     threads: Option<NonZeroUsize>,
@@ -205,6 +210,7 @@ fn deep(
     .unwrap_or_else(|| Saved::new(id, sequence));
     let (kms, volume_key) = unwrap_volume_key(arguments, &volume)?;
     volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&arguments.volume, error))?;
+    compare(arguments, &volume, &context, &volume_key, &kms)?;
     let leases = Leases::new(kms, volume.record().id, NonZeroUsize::new(LEASES).unwrap_or(NonZeroUsize::MIN));
     let store = DirStore::open(volume.path()).map_err(of_store)?;
     let tree = volume.tree().map_err(of_store)?;
@@ -266,6 +272,24 @@ fn deep(
     report.bytes = progress.bytes.load(Ordering::Relaxed);
     report.findings = findings.into_inner();
     Ok(stopped)
+}
+
+/// Compares the volume with its guard, and lets every file be compared that is opened later.
+fn compare(
+    arguments: &Fsck,
+    volume: &Volume,
+    context: &crate::file::Context,
+    volume_key: &Secret32,
+    kms: &Arc<dyn Kms>,
+) -> Result<(), Failure> {
+    let Some(place) = &arguments.rollback_guard else { return Ok(()) };
+    let options = GuardOptions { place: place.clone(), warn: false };
+    let subject = Subject { volume, volume_key, kms, counter: context.journal.committed(), unclean: false };
+    let warn = |what| eprintln!("warning: {what}");
+    if let Some(guard) = Guard::open(&options, &subject, true, &Recorder::none(), warn)? {
+        let _ = context.ledger.set(Arc::clone(guard.ledger()));
+    }
+    Ok(())
 }
 
 fn unwrap_volume_key(arguments: &Fsck, volume: &Volume) -> Result<(Arc<dyn Kms>, Secret32), Failure> {

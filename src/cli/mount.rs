@@ -2,11 +2,12 @@
 
 use super::{Exit, Failure};
 use crate::audit::Limits;
+use crate::daemon::guard::{GuardOptions, GuardPlace};
 use crate::daemon::{MountOptions, Stage, serve};
 use crate::fuse::flags::Flags;
 use crate::lease::{KMS_RATE, OnRevoked, Policy};
 use crate::units::VolumeId;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -54,6 +55,13 @@ pub struct Mount {
     /// Where the key is now, if not where the volume says: the same key, under another address or path
     #[arg(long)]
     kek: Option<String>,
+    /// Notice old versions of files, or of the volume: keep what is known of them in this file, in a file for each
+    /// volume in this directory, or in the volume with a counter in the KMS (kms)
+    #[arg(long, value_name = "FILE|DIR|kms")]
+    rollback_guard: Option<GuardPlace>,
+    /// What a volume or file that is older than it was does: refuse, or warn and go on
+    #[arg(long, value_name = "POLICY", default_value = "refuse", requires = "rollback_guard")]
+    on_rollback: OnRollback,
     /// Stay in the foreground and log to standard error
     #[arg(long, short = 'f')]
     foreground: bool,
@@ -63,6 +71,15 @@ pub struct Mount {
     /// The background process of `mount`, which reports on standard output
     #[arg(long, hide = true)]
     report: bool,
+}
+
+/// What an older version does to a mount.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnRollback {
+    /// It is not mounted; an older file is not read
+    Refuse,
+    /// It is mounted and read, and said to be older
+    Warn,
 }
 
 /// How many files of the audit log are kept; `None` for all.
@@ -82,6 +99,7 @@ fn audit_keep(text: &str) -> Result<AuditKeep, String> {
 enum Report {
     Ready,
     Waiting { why: String },
+    Warning { what: String },
     Failed { exit: u8, message: String, hint: Option<String> },
 }
 
@@ -101,6 +119,10 @@ pub fn run(arguments: &Mount) -> Result<(), Failure> {
         wait: arguments.wait.map(Into::into),
         volume_id: arguments.volume_id,
         flags,
+        guard: arguments
+            .rollback_guard
+            .clone()
+            .map(|place| GuardOptions { place, warn: arguments.on_rollback == OnRollback::Warn }),
         audit: Limits { keep: arguments.audit_keep.0, ..Limits::default() },
     };
     if arguments.report {
@@ -156,11 +178,12 @@ fn start_background(arguments: &Mount) -> Result<(), Failure> {
                 eprintln!("waiting for the key: {why}");
                 reason = why;
             }
+            Ok(Report::Warning { what }) => eprintln!("warning: {what}"),
             report => break report,
         }
     };
     match report {
-        Ok(Report::Ready | Report::Waiting { .. }) => Ok(()),
+        Ok(Report::Ready | Report::Waiting { .. } | Report::Warning { .. }) => Ok(()),
         Ok(Report::Failed { exit, message, hint }) => {
             let _ = child.wait();
             Err(Failure { exit: Exit::from_code(exit), message, hint })
@@ -180,8 +203,10 @@ fn in_background(options: &MountOptions) -> Result<(), Failure> {
     let _ = rustix::process::setsid();
     let mut mounted = false;
     let result = serve(options, |stage| {
-        if let Stage::Waiting(why) = stage {
-            return report(&Report::Waiting { why });
+        match stage {
+            Stage::Waiting(why) => return report(&Report::Waiting { why }),
+            Stage::Warning(what) => return report(&Report::Warning { what }),
+            Stage::Ready => (),
         }
         mounted = true;
         report(&Report::Ready);

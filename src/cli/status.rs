@@ -100,6 +100,13 @@ fn print_one(status: &Status) {
         let what = format!("{} files, {}", scrub.files, indicatif::HumanBytes(scrub.bytes));
         println!("{:<13} {}: {what}, {} damaged", "scrub", scrub.state.name(), scrub.damaged);
     }
+    if let Some(guard) = &status.rollback_guard {
+        let suspect = if guard.suspect { ", A ROLLBACK WAS SEEN" } else { "" };
+        println!("{:<13} {}: {} files, at {}{suspect}", "guard", guard.place, guard.files, guard.counter);
+        if let Some(error) = &guard.error {
+            println!("{:<13} it cannot be written: {error}", "");
+        }
+    }
     if let Some(error) = &status.last_error {
         println!("{:<13} {error}", "last error");
     }

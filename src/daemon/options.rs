@@ -1,5 +1,6 @@
 //! What a mount can be told.
 
+use super::guard::GuardOptions;
 use crate::audit::Limits;
 use crate::fuse::flags::Flags;
 use crate::lease::Policy;
@@ -28,4 +29,6 @@ pub struct MountOptions {
     pub flags: Flags,
     /// How much of the audit log is kept.
     pub audit: Limits,
+    /// How it is kept from being mounted in an older version, if at all.
+    pub guard: Option<GuardOptions>,
 }

@@ -3,6 +3,7 @@
 use super::control::{Command, Problem, Reply, Socket};
 use super::errand::Errand;
 use super::gatekeeper::{Gatekeeper, Parts};
+use super::guard::{Guard, Subject};
 use super::maintenance::Maintenance;
 use super::scrub::Scrubber;
 use super::trail::Trail;
@@ -40,6 +41,8 @@ const LEASES: usize = 4096;
 pub enum Stage {
     /// The KMS does not give the key yet, for this reason.
     Waiting(String),
+    /// Something that whoever mounts should know, though it goes on.
+    Warning(String),
     /// The mount answers.
     Ready,
 }
@@ -59,18 +62,45 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     check_fuse()?;
     // Other commands say where it is, from wherever they are called.
     let path = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
+    let of_store = |error: std::io::Error| Failure::of_store(&options.volume, &error);
     let access_times = if options.flags.no_atime { AccessTimes::Left } else { AccessTimes::Kept };
     let volume = Volume::open_with(&path, access_times).map_err(|error| Failure::of_volume(&options.volume, error))?;
     check_identity(options, &volume)?;
-    let (mut holding, context, recovery) = take(options, &volume, &mountpoint)?;
-    let trail = Trail::open(options, &volume, recovery);
+    let (mut holding, unclean) = take(options, &volume, &mountpoint)?;
+    // What is recovered looks newer than it was. So where an older version is to be noticed, the volume is compared first,
+    // which takes the key.
+    let (mut recovered, counter) = match &options.guard {
+        None => (Some(bring_up(options, &volume, &holding, unclean)?), 0),
+        Some(_) => (None, recovery::committed(&*volume.journal().map_err(of_store)?).map_err(of_store)?),
+    };
+    let mut trail = Trail::open(options, &volume, recovered.as_mut().and_then(|(_, event)| event.take()));
     let (kms, volume_key) = wait_for_volume_key(options, &volume, &trail, &mut reached)?;
     volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?;
+    let subject = Subject { volume: &volume, volume_key: &volume_key, kms: &kms, counter, unclean };
+    let warn = |what: String| {
+        tracing::warn!("{what}");
+        reached(Stage::Warning(what));
+    };
+    let guard = match &options.guard {
+        Some(guard) => Guard::open(guard, &subject, options.flags.read_only, &trail.recorder(), warn)?,
+        None => None,
+    };
+    let (context, event) = match recovered {
+        Some(recovered) => recovered,
+        None => bring_up(options, &volume, &holding, unclean)?,
+    };
+    if let Some(event) = event {
+        trail.recovered(event);
+    }
     if !options.flags.read_only
         && volume.adopt_newest_kek(&*kms, &volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?
     {
         tracing::info!("the key was rotated: new files are wrapped by its new version");
         trail.rotated(&volume);
+    }
+    if let Some(guard) = &guard {
+        guard.remember(&volume)?;
+        let _ = context.ledger.set(Arc::clone(guard.ledger()));
     }
     let record = volume.record();
     let canary = Canary::new(record.newest().volume_key.clone(), &volume_key);
@@ -91,7 +121,7 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
         holding.answers(&Holder::here(mountpoint.display().to_string()));
         reached(Stage::Ready);
     };
-    run(options, &mountpoint, fs, &leases, canary, (trail, audit_key), ready)?;
+    run(options, &mountpoint, fs, &leases, canary, (trail, audit_key, guard), ready)?;
     drop(holding);
     Ok(())
 }
@@ -103,9 +133,10 @@ fn run(
     fs: Arc<Fs>,
     leases: &Arc<Leases>,
     canary: Canary,
-    (trail, audit_key): (Trail, Secret32),
+    (trail, audit_key, guard): (Trail, Secret32, Option<Guard>),
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
+    let guard = guard.map(Arc::new);
     let buffers = Arc::new(Buffers::default());
     let kernel = Kernel::new(Arc::clone(&fs), Arc::clone(&buffers), options.flags.direct_io);
     let wash = kernel.wash();
@@ -141,11 +172,11 @@ fn run(
     let started = socket.and_then(|socket| {
         let (fs, keeper, scrubber) = (Arc::clone(&fs), Arc::clone(&keeper), Arc::clone(&scrubber));
         let (policy, place) = (options.policy, mountpoint.to_owned());
-        let read_only = options.flags.read_only;
+        let (read_only, guard) = (options.flags.read_only, guard.clone());
         socket
             .serve(move |command| {
                 answer(command, &keeper, &scrubber, || {
-                    Status::of(&fs, &keeper, &policy, &place, read_only, scrubber.status())
+                    Status::of(&fs, &keeper, &policy, &place, read_only, scrubber.status(), guard.as_deref())
                 })
             })
             .map_err(|error| failed("the control socket cannot be served", &error))?;
@@ -162,7 +193,7 @@ fn run(
             let ended = served.join();
             scrubber.close();
             maintenance.stop();
-            finish(&fs, &keeper, &trail);
+            finish(&fs, &keeper, &trail, guard.as_deref());
             drop(trail);
             drop(socket);
             match ended {
@@ -176,18 +207,24 @@ fn run(
             let _ = served.join();
             scrubber.close();
             maintenance.stop();
-            finish(&fs, &keeper, &trail);
+            finish(&fs, &keeper, &trail, guard.as_deref());
             Err(failure)
         }
     }
 }
 
 /// Stores what is left and wipes the keys.
-fn finish(fs: &Fs, keeper: &Keeper, trail: &Trail) {
+fn finish(fs: &Fs, keeper: &Keeper, trail: &Trail, guard: Option<&Guard>) {
     let locked = !fs.is_open();
     if fs.is_open() {
-        if let Err(error) = fs.shut_down() {
-            tracing::error!("not everything could be committed; the next mount recovers: {error:?}");
+        match fs.shut_down() {
+            // The KMS last: what it remembers has to be there.
+            Ok(()) => {
+                if let Some(Err(error)) = guard.map(|guard| guard.remember(fs.volume())) {
+                    tracing::warn!("the KMS does not remember what the volume is now, but what it was: {error}");
+                }
+            }
+            Err(error) => tracing::error!("not everything could be committed; the next mount recovers: {error:?}"),
         }
         fs.close(LockReason::Operator, LAST_OPERATIONS);
     } else {
@@ -222,28 +259,36 @@ fn check_identity(options: &MountOptions, volume: &Volume) -> Result<(), Failure
     }
 }
 
-/// Takes the volume, and recovers it if it has to be. A mount that changes nothing takes it alone for the recovery only.
-fn take(
+/// Takes the volume; says whether it has to be recovered first. A mount that changes nothing takes it alone for the
+/// recovery only.
+fn take(options: &MountOptions, volume: &Volume, mountpoint: &std::path::Path) -> Result<(Holding, bool), Failure> {
+    let of_store = |error: std::io::Error| Failure::of_store(&options.volume, &error);
+    let clean =
+        options.flags.read_only && recovery::read_only(&*volume.journal().map_err(of_store)?).map_err(of_store)?.1;
+    Ok((hold(options, volume, mountpoint, clean)?, !clean))
+}
+
+/// Opens the journal, after what a crash has left was recovered, if the volume is unclean.
+fn bring_up(
     options: &MountOptions,
     volume: &Volume,
-    mountpoint: &std::path::Path,
-) -> Result<(Holding, Arc<Context>, Option<audit::Event>), Failure> {
+    holding: &Holding,
+    unclean: bool,
+) -> Result<(Arc<Context>, Option<audit::Event>), Failure> {
     let of_store = |error: std::io::Error| Failure::of_store(&options.volume, &error);
     if !options.flags.read_only {
-        let holding = hold(options, volume, mountpoint, false)?;
         let (journal, recovery) = recover(options, volume)?;
-        return Ok((holding, volume.context(journal), recovery));
+        return Ok((volume.context(journal), recovery));
     }
-    let read_journal = || recovery::read_only(&*volume.journal()?);
-    let (journal, clean) = read_journal().map_err(of_store)?;
-    if clean {
-        return Ok((hold(options, volume, mountpoint, true)?, volume.context(journal), None));
+    let mut event = None;
+    if unclean {
+        let (journal, recovery) = recover(options, volume)?;
+        journal.close().map_err(of_store)?;
+        holding.share().map_err(of_store)?;
+        event = recovery;
     }
-    let holding = hold(options, volume, mountpoint, false)?;
-    let (journal, recovery) = recover(options, volume)?;
-    journal.close().map_err(of_store)?;
-    holding.share().map_err(of_store)?;
-    Ok((holding, volume.context(read_journal().map_err(of_store)?.0), recovery))
+    let journal = recovery::read_only(&*volume.journal().map_err(of_store)?).map_err(of_store)?.0;
+    Ok((volume.context(journal), event))
 }
 
 fn hold(

@@ -1,6 +1,7 @@
 //! What a mount says of itself.
 
 use super::ScrubStatus;
+use super::guard::{Guard, GuardStatus};
 use crate::fs::Fs;
 use crate::lease::{BootTime, Keeper, LeaseStats, LockReason, OnRevoked, Policy, State};
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,8 @@ pub struct Status {
     pub kms: serde_json::Value,
     /// The last scrub of this mount, or the one that runs; `null` if there was none.
     pub scrub: Option<ScrubStatus>,
+    /// What the guard against rollback knows; `null` if the mount has none.
+    pub rollback_guard: Option<GuardStatus>,
     /// The audit log of this mount; `null` if there is none, because nothing can be written to the volume.
     pub audit: Option<crate::audit::Status>,
 }
@@ -69,6 +72,7 @@ impl Status {
         mountpoint: &std::path::Path,
         read_only: bool,
         scrub: Option<ScrubStatus>,
+        guard: Option<&Guard>,
     ) -> Self {
         let lease = keeper.status();
         let now = BootTime::now();
@@ -107,6 +111,7 @@ impl Status {
             uncommitted_at_lock: fs.counters.lost.load(Relaxed),
             kms: serde_json::to_value(stats).unwrap_or_default(),
             scrub,
+            rollback_guard: guard.map(Guard::status),
             audit: fs.leases().recorder().status(),
         }
     }

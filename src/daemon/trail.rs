@@ -32,6 +32,12 @@ impl Trail {
         trail
     }
 
+    /// What a crash had left was recovered.
+    pub fn recovered(&mut self, recovery: Event) {
+        self.after_crash = true;
+        self.recorder().record(recovery);
+    }
+
     /// What others say things with.
     pub fn recorder(&self) -> Recorder {
         self.audit.as_ref().map_or_else(Recorder::none, |audit| audit.recorder().clone())
@@ -83,6 +89,11 @@ impl Trail {
     }
 }
 
+/// The word for what a rollback does to a mount.
+fn on_rollback(warn: bool) -> &'static str {
+    if warn { "warn" } else { "refuse" }
+}
+
 /// What of the options matters for who can read the volume, and for how long.
 fn settings(options: &MountOptions) -> Settings {
     let duration = |duration: Duration| humantime::format_duration(duration).to_string();
@@ -106,6 +117,8 @@ fn settings(options: &MountOptions) -> Settings {
         ("kek", options.kek.as_deref().map(clean).unwrap_or_default()),
         ("volume_id", options.volume_id.map(|id| id.to_string()).unwrap_or_default()),
         ("audit_keep", keep),
+        ("rollback_guard", options.guard.as_ref().map(|guard| clean(&guard.place.to_string())).unwrap_or_default()),
+        ("on_rollback", options.guard.as_ref().map_or("", |guard| on_rollback(guard.warn)).to_owned()),
     ];
     Settings { values: values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }
 }

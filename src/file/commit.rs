@@ -72,6 +72,9 @@ impl File {
         if self.store.inode().stat()?.len != expected {
             self.store.set_len(expected)?;
         }
+        if let Some(ledger) = self.context.ledger.get() {
+            ledger.expect(state.page.header().file, super::stamp(state), batch);
+        }
         state.dirty = Dirty::default();
         state.changed = false;
         state.unsynced = true;
@@ -103,7 +106,15 @@ impl File {
             }
             return Err(error.into());
         }
-        prepared.map_or(Ok(()), |prepared| self.finish_synced(prepared))
+        match prepared {
+            Some(prepared) => self.finish_synced(prepared),
+            None => {
+                if needs_sync || attributes || first {
+                    self.note_durable();
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Lets a file that was found whole after a crash count as committed from now on, whatever batch it is of.
@@ -254,7 +265,10 @@ impl File {
         let journal = &self.context.journal;
         let appended = journal.append(&self.target, &prepared.update)?;
         match journal.sync_appended(&appended) {
-            Ok(()) => Ok(appended),
+            Ok(()) => {
+                self.note_durable();
+                Ok(appended)
+            }
             Err(error) => {
                 journal.not_applied(appended, &error);
                 Err(error.into())
@@ -364,7 +378,13 @@ impl Batched<'_> {
     /// The journal's and the store's.
     pub fn finish(mut self) -> Result<(), Error> {
         self.unsynced = false;
-        self.prepared.take().map_or(Ok(()), |prepared| self.file.finish_synced(prepared))
+        match self.prepared.take() {
+            Some(prepared) => self.file.finish_synced(prepared),
+            None => {
+                self.file.note_durable();
+                Ok(())
+            }
+        }
     }
 }
 

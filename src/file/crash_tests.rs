@@ -111,6 +111,7 @@ impl Mount {
             kek_floor: KekGeneration(0),
             epoch_floor: Epoch(0),
             journal: Arc::new(journal),
+            ledger: std::sync::OnceLock::new(),
         };
         Ok(Self { store, tree, context: Arc::new(context) })
     }

@@ -41,6 +41,7 @@ impl Volume {
             kek_floor: KekGeneration(0),
             epoch_floor: Epoch(0),
             journal: Arc::new(journal),
+            ledger: std::sync::OnceLock::new(),
         };
         Self { keep, tree, context: Arc::new(context) }
     }

@@ -212,6 +212,11 @@ impl VerifiedPage {
         encode_entry(entry, &mut self.page[ENTRIES_AT + number * ENTRY_LEN..][..ENTRY_LEN]);
     }
 
+    /// The first bytes of the MAC with which the page was sealed last.
+    pub fn sealed_mac(&self) -> [u8; 4] {
+        std::array::from_fn(|at| self.page[MAC_AT + at])
+    }
+
     /// The page as it is stored, with its MAC.
     pub fn seal(&mut self, key: &Secret32) -> &[u8; PAGE] {
         self.header.write_fields(&mut self.page);

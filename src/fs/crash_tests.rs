@@ -2,6 +2,7 @@
 //! prints the seed of the work and of the cut.
 
 mod faults;
+mod guard;
 mod sweep;
 mod work;
 
@@ -58,6 +59,7 @@ fn serve(volume: Volume, store: Arc<dyn Store>, journal: Journal, kms: &Arc<Fake
         kek_floor: record.kek_floor,
         epoch_floor: record.epoch_floor,
         journal: Arc::new(journal),
+        ledger: std::sync::OnceLock::new(),
     };
     let key = kms.unwrap(&record.newest().volume_key, record.id).unwrap().secret;
     let kms: Arc<dyn Kms> = Arc::<FakeKms>::clone(kms);

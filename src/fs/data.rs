@@ -9,6 +9,7 @@ use crate::file::{self, Damage, Found, Keys, Unverified};
 use crate::format::header::Header;
 use crate::journal::Target;
 use crate::kms::Wrapped;
+use crate::ledger::Seen;
 use crate::store::{Seek, SetTime, Timestamp};
 use crate::units::{Epoch, FileId};
 use std::sync::atomic::Ordering::Relaxed;
@@ -143,6 +144,9 @@ impl Fs {
         let file_keys = self.keys_of_envelope(keys, &header, wrapped)?;
         let target = Target { file: header.file, ino, path: path() };
         match File::open(Arc::clone(&self.context), Arc::clone(store), target, *found, file_keys) {
+            Ok(file) if file.see() == Seen::Old && !self.takes_old(header.file) => {
+                Ok(Stored::Damaged(Damage::RolledBack))
+            }
             Ok(file) => Ok(Stored::Whole(Box::new(file))),
             Err(file::Error::Damaged(damage)) => {
                 let unfinished = header.batch != 0 && self.context.journal.crashed().contains(header.batch);
@@ -150,6 +154,16 @@ impl Fs {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether a file that is older than the ledger knows it is opened nevertheless; if so, this is said.
+    fn takes_old(&self, file: FileId) -> bool {
+        let Some(ledger) = self.context.ledger.get().filter(|ledger| ledger.is_lenient()) else { return false };
+        ledger.suspect();
+        tracing::warn!("file {file} is older than it was seen to be");
+        let what = format!("file {file} is older than it was seen to be");
+        self.leases.recorder().record(Event::Rollback { what, refused: false });
+        true
     }
 
     /// Whether a stored file without a header may be one that was being created.
@@ -337,6 +351,13 @@ impl Fs {
             let unused = open.handles == 0 && Arc::strong_count(&file) <= 2;
             if unused && (settled && !file.waits_for_commit() || is_gone()) {
                 files.remove(&ino);
+            }
+            if let Some(ledger) = self.context.ledger.get()
+                && unused
+                && is_gone()
+            {
+                // Commits since it lost its name have made it known once more.
+                ledger.forget(file.header().file);
             }
         }
     }

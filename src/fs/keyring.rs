@@ -11,6 +11,7 @@ pub(super) struct Unlocked {
     pub symlinks: ValueCipher,
     pub xattr_names: NameCipher,
     pub xattr_values: ValueCipher,
+    pub ledger_mac: Secret32,
 }
 
 impl From<Secret32> for Unlocked {
@@ -21,6 +22,7 @@ impl From<Secret32> for Unlocked {
             symlinks: ValueCipher::new(&keys.symlinks),
             xattr_names: NameCipher::for_xattrs(&keys),
             xattr_values: ValueCipher::new(&keys.xattr_values),
+            ledger_mac: keys.ledger_mac,
             volume_key,
         }
     }

@@ -24,6 +24,7 @@ impl Fs {
         let _one_at_a_time = self.committing.lock();
         let journal = &self.context.journal;
         if self.fresh.lock().inos.is_empty() && self.changed_files().is_empty() {
+            self.flush_ledger();
             return Ok(self.checkpoint()?);
         }
         let batch = journal.begin_batch();
@@ -36,6 +37,7 @@ impl Fs {
             Ok(()) => {
                 journal.commit_batch(batch)?;
                 self.counters.batches.fetch_add(1, Ordering::Relaxed);
+                self.flush_ledger();
                 self.drop_unused();
                 Ok(self.checkpoint()?)
             }
@@ -102,6 +104,17 @@ impl Fs {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Writes what is durable by now into the volume's ledger, if it has one. Nothing depends on it: what could not be
+    /// written is only not protected yet.
+    fn flush_ledger(&self) {
+        let (Some(ledger), Ok(keys)) = (self.context.ledger.get(), self.enter_draining()) else { return };
+        let committed = self.context.journal.committed();
+        ledger.committed(committed);
+        if let Err(error) = ledger.flush(&keys.ledger_mac, committed) {
+            tracing::error!("the rollback guard cannot be written, and is tried again: {error}");
+        }
+    }
+
     fn checkpoint(&self) -> io::Result<()> {
         if self.context.journal.wants_checkpoint() { self.context.journal.checkpoint() } else { Ok(()) }
     }
@@ -129,7 +142,9 @@ impl Fs {
         if self.read_only || self.files.lock().values().any(|open| open.file.waits_for_commit()) {
             return Ok(());
         }
-        Ok(self.context.journal.close()?)
+        self.context.journal.close()?;
+        self.flush_ledger();
+        Ok(())
     }
 
     /// Whether the next envelope should be made now, before somebody has to wait for it.

@@ -4,6 +4,7 @@ use super::naming::{is_empty, remove_side};
 use super::nodes::Place;
 use super::*;
 use crate::crypto::names::{DIR_ID_ENTRY, STAGING_PREFIX};
+use crate::file::file_id;
 use crate::store::{Inode, RenameMode, staging_name};
 
 impl Fs {
@@ -43,12 +44,28 @@ impl Fs {
     /// Notes that an inode with these attributes lost this name; `rest` was opened before.
     pub(super) fn gone(&self, stat: &Stat, place: &Place, rest: Option<Box<dyn Inode>>) {
         let last = stat.nlink <= 1 || stat.kind == Kind::Directory;
+        if last && stat.kind == Kind::File {
+            self.forget_in_ledger(stat.ino, rest.as_deref());
+        }
         self.nodes.removed(stat.ino, place, last, rest);
         if last && stat.kind == Kind::File {
             self.fresh.lock().inos.remove(&stat.ino);
             if !self.nodes.knows(stat.ino) {
                 self.let_go(stat.ino);
             }
+        }
+    }
+
+    /// Nothing more need be known of a file that was removed. Its id is taken as it stands there: whoever can give a file
+    /// the id of another one can also let them change places.
+    fn forget_in_ledger(&self, ino: u64, rest: Option<&dyn Inode>) {
+        let Some(ledger) = self.context.ledger.get() else { return };
+        let file = match self.open_file(ino) {
+            Some(file) => Some(file.header().file),
+            None => rest.and_then(|rest| file_id(&*rest.open_file(false).ok()?).ok().flatten()),
+        };
+        if let Some(file) = file {
+            ledger.forget(file);
         }
     }
 

@@ -275,6 +275,7 @@ impl Volume {
             kek_floor: record.kek_floor,
             epoch_floor: record.epoch_floor,
             journal: Arc::new(journal),
+            ledger: std::sync::OnceLock::new(),
         })
     }
 

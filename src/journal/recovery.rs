@@ -109,6 +109,23 @@ pub fn read_only(dir: &dyn StoreDir) -> io::Result<(Journal, bool)> {
     Ok((Journal::of(Inner::of(logs, 0, &state), libc::EROFS), clean))
 }
 
+/// The last batch that was committed, as the logs say before anything is recovered; 0 if they say nothing.
+///
+/// # Errors
+/// Those of the store.
+pub fn committed(dir: &dyn StoreDir) -> io::Result<u64> {
+    let mut committed = 0;
+    for name in LOG_NAMES {
+        let Some(file) = there(dir.open_file(name, false))? else { continue };
+        let Some((state, records)) = read_log(&file, &mut Recovery::default())? else { continue };
+        committed = committed.max(state.committed_batch);
+        for record in records {
+            committed = committed.max(if let Record::Batch(batch) = record { batch } else { 0 });
+        }
+    }
+    Ok(committed)
+}
+
 /// What the logs look like, without their records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inspection {

@@ -40,7 +40,11 @@ impl AzureKms {
 
     /// What the vault says about the version to wrap with.
     fn ask(&self) -> Result<VaultKey, KmsError> {
-        match self.worker.ask(Question::Key)? {
+        self.ask_for(None)
+    }
+
+    fn ask_for(&self, version: Option<String>) -> Result<VaultKey, KmsError> {
+        match self.worker.ask(Question::Key(version))? {
             Answer::Key(key) => Ok(key),
             Answer::Secret(_) => Err(errors::not_key_vault("it answered another question")),
         }
@@ -53,14 +57,20 @@ impl AzureKms {
 
     /// The version of ours that wrapped this.
     fn version(&self, wrapped: &Wrapped) -> Result<String, KmsError> {
+        if wrapped.algorithm != WrapAlgorithm::RsaOaep256 {
+            let message = format!("the secret was wrapped by {}, and not with RSA-OAEP-256", wrapped.kek);
+            return Err(KmsError::new(KmsErrorKind::Damaged, message).hint("name the KEK that wrapped it"));
+        }
+        self.version_of(&wrapped.kek)
+    }
+
+    /// The version that this id names, if it is of our key.
+    fn version_of(&self, kek: &KekId) -> Result<String, KmsError> {
         let other = |what: &str| {
-            let message = format!("the secret was wrapped by {}, {what}", wrapped.kek);
+            let message = format!("the secret was wrapped by {kek}, {what}");
             KmsError::new(KmsErrorKind::Damaged, message).hint("name the KEK that wrapped it")
         };
-        if wrapped.algorithm != WrapAlgorithm::RsaOaep256 {
-            return Err(other("and not with RSA-OAEP-256"));
-        }
-        let recorded = AzureKek::parse(&wrapped.kek.0).map_err(|_| other("not by a Key Vault key"))?;
+        let recorded = AzureKek::parse(&kek.0).map_err(|_| other("not by a Key Vault key"))?;
         // The host may differ: a private endpoint has another one than the key's id.
         if !recorded.name.eq_ignore_ascii_case(&self.kek.name) {
             return Err(other(&format!("not by {}", self.kek)));
@@ -101,9 +111,35 @@ impl Kms for AzureKms {
         self.ask()?.facts()
     }
 
+    fn counter(&self, kek: &KekId, volume: VolumeId) -> Result<Option<u64>, KmsError> {
+        let tags = self.ask_for(Some(self.version_of(kek)?))?.tags;
+        let Some(value) = tags.get(&tag(volume)) else { return Ok(None) };
+        value.parse().map(Some).map_err(|_| {
+            let message = format!("the tag {} of {kek} is no number", tag(volume));
+            KmsError::new(KmsErrorKind::Misconfigured, message).hint("see who changed it: az keyvault key show")
+        })
+    }
+
+    /// The vault takes all tags of a version at once: what others changed between the two calls is undone.
+    fn set_counter(&self, kek: &KekId, volume: VolumeId, value: u64) -> Result<(), KmsError> {
+        let version = self.version_of(kek)?;
+        let mut tags = self.ask_for(Some(version.clone()))?.tags;
+        let value = value.to_string();
+        if tags.get(&tag(volume)) != Some(&value) {
+            tags.insert(tag(volume), value);
+            self.worker.ask(Question::Tag { version, tags })?;
+        }
+        Ok(())
+    }
+
     fn deadline(&self) -> Duration {
         self.deadline
     }
+}
+
+/// The name of the tag that holds a volume's counter.
+fn tag(volume: VolumeId) -> String {
+    format!("kmsfs-{volume}")
 }
 
 impl std::fmt::Debug for AzureKms {

@@ -199,6 +199,7 @@ impl Bench {
             kek_floor: KekGeneration(0),
             epoch_floor: Epoch(0),
             journal: Arc::new(journal),
+            ledger: std::sync::OnceLock::new(),
         };
         Ok(Self { tree, context: Arc::new(context), _keep: keep })
     }

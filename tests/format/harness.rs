@@ -77,6 +77,7 @@ pub fn mount(path: &Path, key: &Path) -> Result<Fs, Refused> {
         kek_floor: record.kek_floor,
         epoch_floor: record.epoch_floor,
         journal: Arc::new(journal),
+        ledger: std::sync::OnceLock::new(),
     };
     let leases = Leases::new(kms, record.id, NonZeroUsize::new(64).unwrap());
     let store = Arc::new(DirStore::open(path).unwrap());

@@ -16,6 +16,8 @@ use kmsfs::journal::log::{self, State};
 use kmsfs::journal::record::{self, HEAD_LEN, Place, Record};
 use kmsfs::journal::{Crashed, Target, Update};
 use kmsfs::kms::{KekId, KekRef, LocalKms, WrapAlgorithm, Wrapped};
+use kmsfs::ledger::block::{BLOCK, Block, Identity, is_sealed};
+use kmsfs::ledger::{Mark, Stamp};
 use kmsfs::units::{DirId, Epoch, FileId, KekGeneration, PlainOffset, StoredOffset, VolumeId};
 use std::sync::Arc;
 
@@ -29,6 +31,7 @@ pub const PARSERS: &[Parser] = &[
     ("volume_record", volume_record, volume_record_seeds),
     ("journal_header", journal_header, journal_header_seeds),
     ("journal_record", journal_record, journal_record_seeds),
+    ("ledger", ledger, ledger_seeds),
     ("names", names, name_seeds),
     ("values", values, || vec![ValueCipher::new(&key()).seal(b"context", b"value")]),
     ("kek_reference", kek_reference, kek_reference_seeds),
@@ -72,6 +75,35 @@ fn header(data: &[u8]) {
     assert!(verified.seal(&key())[..] == page[..], "encoded, it is something else");
     let mut new = VerifiedPage::new(parsed.clone());
     assert_eq!(Header::parse(new.seal(&key())), Ok(parsed));
+}
+
+const LEDGER: Identity = Identity { volume: VolumeId([1; 16]), ledger: [2; 16] };
+
+fn ledger(data: &[u8]) {
+    let block = padded::<BLOCK>(data);
+    let mac = BLOCK - 32;
+    if let Ok(identity) = Identity::decode(&block) {
+        let encoded = identity.encode(&key());
+        assert!(encoded[..mac] == block[..mac], "encoded, it is something else");
+        assert_eq!(is_sealed(&block, &identity, 0, &key()), encoded == *block, "a MAC that nobody made");
+    }
+    if let Some(parsed) = Block::decode(&block, &LEDGER, 7, None) {
+        let encoded = parsed.encode(&LEDGER, 7, &key());
+        assert!(encoded[..mac] == block[..mac], "encoded, it is something else");
+        assert_eq!(
+            Block::decode(&block, &LEDGER, 7, Some(&key())).is_some(),
+            encoded == *block,
+            "a MAC that nobody made"
+        );
+        assert_eq!(Block::decode(&encoded, &LEDGER, 7, Some(&key())), Some(parsed));
+    }
+}
+
+fn ledger_seeds() -> Vec<Vec<u8>> {
+    let stamp = Stamp { epoch: 1, generation: 2, mac: [3; 4] };
+    let entries = vec![(FileId([4; 16]), Some(stamp)), (FileId([5; 16]), None)];
+    let block = Block { mark: Mark { counter: 6, record: 7, suspect: true }, synced: 8, entries };
+    vec![LEDGER.encode(&key()).to_vec(), block.encode(&LEDGER, 7, &key()).to_vec()]
 }
 
 fn header_seeds() -> Vec<Vec<u8>> {

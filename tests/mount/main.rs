@@ -21,6 +21,7 @@ mod proof;
 mod recovery;
 mod remount;
 mod revocation;
+mod rollback;
 mod scrub;
 mod storms;
 mod unlinked;

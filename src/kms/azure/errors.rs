@@ -20,6 +20,7 @@ pub(super) const REQUEST_ID: &str = "x-ms-request-id";
 pub(super) enum Asked {
     Key,
     Unwrap,
+    Tag,
 }
 
 #[derive(Default, Deserialize)]
@@ -86,7 +87,7 @@ fn status_error(status: u16, body: &[u8], asked: Asked, kek: &AzureKek) -> KmsEr
         }
         (403, inner) => {
             let refused = error(KmsErrorKind::Refused, &format!("{} refuses {}", kek.host(), kek.name));
-            match hint_403(inner, kek) {
+            match hint_403(inner, asked, kek) {
                 Some(hint) => refused.hint(hint),
                 None => refused,
             }
@@ -113,8 +114,19 @@ fn status_error(status: u16, body: &[u8], asked: Asked, kek: &AzureKek) -> KmsEr
     }
 }
 
-fn hint_403(inner: Option<&str>, kek: &AzureKek) -> Option<String> {
+fn hint_403(inner: Option<&str>, asked: Asked, kek: &AzureKek) -> Option<String> {
     match inner {
+        Some("ForbiddenByRbac") if asked == Asked::Tag => Some(
+            "the rollback guard keeps its counter in a tag of the key: grant the identity a role with the data action \
+             Microsoft.KeyVault/vaults/keys/update/action on the key (the Encryption User role has it not), or keep the \
+             guard in a file"
+                .to_owned(),
+        ),
+        Some("AccessDenied") if asked == Asked::Tag => Some(format!(
+            "the rollback guard keeps its counter in a tag of the key: give the identity the key permission update: \
+             az keyvault set-policy --name {} --key-permissions get wrapKey unwrapKey update --object-id OBJECT_ID",
+            kek.vault_name()
+        )),
         Some("KeyDisabled") => key_disabled(kek, None).hint,
         Some("ForbiddenByRbac") => Some(
             "grant the identity the role 'Key Vault Crypto Service Encryption User' on the key or the vault; \
@@ -334,6 +346,16 @@ mod tests {
         assert_eq!(status_error(400, b"", Asked::Key, &kek()).kind, Misconfigured);
         let body = br#"{"error":{"code":"Forbidden","innererror":{"code":"KeyOperationForbidden"}}}"#;
         assert_eq!(status_error(403, body, Asked::Key, &kek()).kind, Misconfigured);
+    }
+
+    #[test]
+    fn who_may_use_a_key_and_not_note_anything_of_it_is_told_what_is_missing() {
+        for (code, hint) in [("ForbiddenByRbac", "keys/update/action"), ("AccessDenied", "unwrapKey update")] {
+            let body = format!(r#"{{"error":{{"code":"Forbidden","innererror":{{"code":"{code}"}}}}}}"#);
+            let error = status_error(403, body.as_bytes(), Asked::Tag, &kek());
+            assert_eq!(error.kind, Refused);
+            assert!(error.hint.as_deref().unwrap_or_default().contains(hint), "{:?}", error.hint);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::kms::{AzureKek, Facts, KEY_EXPIRED, KEY_NOT_YET_VALID, KekId, KmsErro
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey, PublicKeyComponents};
 use data_encoding::BASE64URL_NOPAD;
 use serde::Deserialize;
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -17,6 +18,9 @@ pub(super) struct VaultKey {
     key: Jwk,
     #[serde(default)]
     attributes: Attributes,
+    /// What people and programs have noted of it.
+    #[serde(default)]
+    pub(super) tags: HashMap<String, String>,
     /// The vault's clock when it answered, as far as it says.
     #[serde(skip)]
     asked: Option<SystemTime>,

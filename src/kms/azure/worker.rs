@@ -14,9 +14,11 @@ use azure_core::http::{ClientMethodOptions, Context};
 use azure_core::{Bytes, Uuid};
 use azure_security_keyvault_keys::KeyClient;
 use azure_security_keyvault_keys::models::{
-    EncryptionAlgorithm, KeyClientGetKeyOptions, KeyClientUnwrapKeyOptions, KeyOperationParameters,
+    EncryptionAlgorithm, KeyClientGetKeyOptions, KeyClientUnwrapKeyOptions, KeyClientUpdateKeyPropertiesOptions,
+    KeyOperationParameters, UpdateKeyPropertiesParameters,
 };
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,8 +36,10 @@ const HANDOVER: Duration = Duration::from_millis(500);
 
 /// What to ask the vault.
 pub(super) enum Question {
-    /// The key to wrap with.
-    Key,
+    /// The key: this version, or else the one to wrap with.
+    Key(Option<String>),
+    /// To put these tags in the place of all that a version has.
+    Tag { version: String, tags: HashMap<String, String> },
     /// A secret, of the version that wrapped it.
     Unwrap { version: String, blob: Vec<u8> },
 }
@@ -156,10 +160,24 @@ impl Desk {
         let method_options =
             ClientMethodOptions { context: Context::new().with_value(ClientRequestId::new(id.clone())) };
         let (asked, reply) = match question {
-            Question::Key => {
-                let options = KeyClientGetKeyOptions { key_version: self.kek.version.clone(), method_options };
+            Question::Key(version) => {
+                let key_version = version.clone().or_else(|| self.kek.version.clone());
+                let options = KeyClientGetKeyOptions { key_version, method_options };
                 let reply = client.get_key(&self.kek.name, Some(options)).await;
                 (Asked::Key, reply.map(|response| response.deconstruct()))
+            }
+            Question::Tag { version, tags } => {
+                let parameters = UpdateKeyPropertiesParameters {
+                    tags: Some(tags.clone()),
+                    ..UpdateKeyPropertiesParameters::default()
+                };
+                let options =
+                    KeyClientUpdateKeyPropertiesOptions { key_version: Some(version.clone()), method_options };
+                let reply = match parameters.try_into() {
+                    Ok(body) => client.update_key_properties(&self.kek.name, body, Some(options)).await,
+                    Err(error) => Err(error),
+                };
+                (Asked::Tag, reply.map(|response| response.deconstruct()))
             }
             Question::Unwrap { version, blob } => {
                 let parameters = KeyOperationParameters {
@@ -202,7 +220,7 @@ impl Desk {
 /// Reads a reply and wipes it, if nobody else holds its bytes.
 fn read(headers: &Headers, body: ResponseBody, asked: Asked, ids: CallIds) -> Result<Answer, KmsError> {
     let answer = match asked {
-        Asked::Key => {
+        Asked::Key | Asked::Tag => {
             let time = errors::header(headers, "date").and_then(|date| azure_core::time::parse_rfc7231(&date).ok());
             VaultKey::parse(&body, time.map(Into::into)).map(Answer::Key)
         }

@@ -135,6 +135,7 @@ fn open(place: &Path) -> Fs {
         kek_floor: record.kek_floor,
         epoch_floor: record.epoch_floor,
         journal: Arc::new(journal),
+        ledger: std::sync::OnceLock::new(),
     };
     let kms = kms(place);
     let key = kms.unwrap(&record.newest().volume_key, record.id).expect("the volume's key").secret;
