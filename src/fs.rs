@@ -71,6 +71,8 @@ pub struct Fs {
     handles: RwLock<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
     fresh: Mutex<FreshFiles>,
+    /// Files were removed since it was last looked whether the journal holds on to them.
+    removed: AtomicBool,
     /// Names of what is in the making right now.
     staged: Mutex<HashSet<Vec<u8>>>,
     /// By inode number: held while a file is read from the store.
@@ -135,9 +137,22 @@ enum Handle {
 #[derive(Default)]
 struct FreshFiles {
     inos: HashSet<u64>,
-    stores: Vec<Arc<dyn StoreFile>>,
+    /// The stored files of all of these, unless there are many.
+    stores: HashMap<u64, Arc<dyn StoreFile>>,
     /// There were more than are worth syncing one by one.
     many: bool,
+}
+
+impl FreshFiles {
+    fn is_empty(&self) -> bool {
+        self.inos.is_empty() && self.stores.is_empty()
+    }
+
+    /// A file was made durable.
+    fn forget(&mut self, ino: u64) {
+        self.inos.remove(&ino);
+        self.stores.remove(&ino);
+    }
 }
 
 /// Proof that the volume is unlocked, and its keys, for the length of one operation.

@@ -10,6 +10,7 @@ mod direct;
 pub mod flags;
 pub mod forget;
 mod requests;
+pub mod synced;
 mod wash;
 mod workers;
 
@@ -25,6 +26,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use synced::Synced;
 pub use wash::{Wash, write_zeros};
 use workers::Workers;
 
@@ -37,6 +39,8 @@ const TTL: Duration = Duration::from_secs(3600);
 const MAX_REQUEST: u32 = 1 << 20;
 /// More threads than this only wait for each other.
 const MAX_THREADS: usize = 16;
+/// So many more than there are processors: while some wait for the disk, others serve.
+const SPARE_THREADS: usize = 2;
 
 /// What the kernel talks to.
 pub struct Kernel {
@@ -49,6 +53,7 @@ pub struct Kernel {
     /// There once it is mounted.
     forgetter: Arc<OnceLock<Forgetter>>,
     cached: Arc<Cached>,
+    synced: Arc<Synced>,
     /// Nothing of a file's content is kept in the page cache.
     direct_io: bool,
 }
@@ -58,8 +63,14 @@ impl Kernel {
     pub fn new(fs: Arc<Fs>, buffers: Arc<Buffers>, direct_io: bool) -> Self {
         let wash = Arc::new(Wash::new(threads()));
         let workers = Workers::new(Arc::clone(&fs));
-        let (syncing, forgetter, cached) = (AtomicBool::new(false), Arc::default(), Arc::default());
-        Self { workers, fs, buffers, wash, syncing, forgetter, cached, direct_io }
+        let (syncing, forgetter, cached, synced) =
+            (AtomicBool::new(false), Arc::default(), Arc::default(), Arc::default());
+        Self { workers, fs, buffers, wash, syncing, forgetter, cached, synced, direct_io }
+    }
+
+    /// Of which files the kernel is to be told from time to time.
+    pub fn synced(&self) -> Arc<Synced> {
+        Arc::clone(&self.synced)
     }
 
     /// What wipes the buffers of the threads that serve the kernel.
@@ -129,7 +140,10 @@ impl Kernel {
 
 /// How many threads serve the kernel.
 fn threads() -> usize {
-    std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, MAX_THREADS)
+    std::thread::available_parallelism()
+        .map_or(2, std::num::NonZero::get)
+        .saturating_add(SPARE_THREADS)
+        .min(MAX_THREADS)
 }
 
 /// Mounts and shakes hands with the kernel. Threads serve it once the session runs.

@@ -205,6 +205,24 @@ impl Journal {
         self.progress.notify_all();
     }
 
+    /// The files that the logs hold on to, because what was put in place of them may not be durable yet.
+    pub fn touched(&self) -> Vec<(u64, Arc<dyn StoreFile>)> {
+        let inner = self.inner.lock();
+        let touched = inner.logs.iter().flat_map(|log| &log.touched);
+        touched.map(|(ino, file)| (*ino, Arc::clone(file))).collect()
+    }
+
+    /// Lets go of files of which it is durable that they were removed: recovery does not look for them.
+    pub fn let_go(&self, removed: impl Iterator<Item = u64>) {
+        let mut gone = Vec::new();
+        let mut inner = self.inner.lock();
+        for ino in removed {
+            gone.extend(inner.logs.iter_mut().filter_map(|log| log.touched.remove(&ino)));
+        }
+        // Closed without the lock: that is when the backing filesystem frees the space.
+        drop(inner);
+    }
+
     /// Tells that an update that is in the log could not be applied in place. The log must then not be recycled: it
     /// takes no more records, and the next mount replays it.
     pub fn not_applied(&self, appended: Appended, error: &io::Error) {

@@ -233,7 +233,7 @@ def all_works(sizes):
         Fio("rand-read", "random read 4 KiB, cold", "IOPS", 1.1, cold=True, options={**small, "rw": "randread"}, share=1 / 8),
         Fio("rand-read-4", "random read 4 KiB, cold, 4 jobs", "IOPS", 1.2, cold=True, options={**small, "rw": "randread"}, share=1 / 8, jobs=4),
         Fio("rand-write", "random write 4 KiB, then fsync", "IOPS", 3.5, options={**small, "rw": "randwrite", "end_fsync": 1}, share=1 / 8),
-        Fio("direct-read", "random read 4 KiB, O_DIRECT, QD 8", "IOPS", 3.0, cold=True, options={**direct, "rw": "randread"}, share=1 / 8),
+        Fio("direct-read", "random read 4 KiB, O_DIRECT, QD 8", "IOPS", 3.0, options={**direct, "rw": "randread"}, share=1 / 8),
         Fio("direct-write", "random write 4 KiB, O_DIRECT, QD 8", "IOPS", 4.0, options={**direct, "rw": "randwrite"}, share=1 / 8),
         Fio("fdatasync", "write 4 KiB + fdatasync", "IOPS", 1.5, options={**small, "rw": "write", "fdatasync": 1}, share=1 / 32),
         Files("create", f"create {many}", "s", 2.0, act="create"),

@@ -17,6 +17,7 @@ use crate::crypto::derive::VolumeKeys;
 use crate::crypto::{Secret32, wipe_stack};
 use crate::fs::{Fs, Known};
 use crate::fuse::forget::Forgetter;
+use crate::fuse::synced::Synced;
 use crate::fuse::{Buffers, Wash};
 use crate::lease::{self, LockReason, OnRevoked};
 
@@ -45,6 +46,7 @@ pub struct Parts {
     pub buffers: Arc<Buffers>,
     pub wash: Arc<Wash>,
     pub forgetter: Forgetter,
+    pub synced: Arc<Synced>,
     pub mountpoint: PathBuf,
     pub recorder: Recorder,
     pub scrubber: Arc<Scrubber>,

@@ -66,7 +66,7 @@ impl Maintenance {
             parts.tidy();
             let changed = fs.told_otherwise();
             let result = if fs.is_open() { fs.commit_all() } else { Ok(()) };
-            changed.into_iter().for_each(|ino| parts.forgetter.forget_attributes(ino));
+            changed.into_iter().chain(parts.synced.due()).for_each(|ino| parts.forgetter.forget_attributes(ino));
             if let Err(error) = result {
                 if let crate::fs::Error::NeedKey(need) = &error
                     && fs.fetch(need).is_ok()

@@ -139,7 +139,7 @@ fn run(
     let guard = guard.map(Arc::new);
     let buffers = Arc::new(Buffers::default());
     let kernel = Kernel::new(Arc::clone(&fs), Arc::clone(&buffers), options.flags.direct_io);
-    let wash = kernel.wash();
+    let (wash, synced) = (kernel.wash(), kernel.synced());
     let source = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
     let session = crate::fuse::mount(kernel, mountpoint, &source, &options.flags)
         .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
@@ -149,6 +149,7 @@ fn run(
         buffers,
         wash,
         forgetter: Forgetter::new(session.notifier()),
+        synced,
         mountpoint: mountpoint.to_owned(),
         recorder: trail.recorder(),
         scrubber: Arc::clone(&scrubber),

@@ -16,7 +16,7 @@ use crate::format::PAGE;
 use crate::format::geometry::EntryPlace;
 use crate::format::tags::{ENTRIES_PER_BLOCK, ENTRY_LEN, MAC_LEN, Parent, parent};
 use crate::journal::{Appended, Update};
-use crate::store::SetTime;
+use crate::store::{SetTime, Timestamp};
 use crate::units::{ChunkIndex, StoredOffset};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -46,12 +46,24 @@ impl File {
     /// The store's.
     pub fn settle(&self) -> Result<(), Error> {
         let keys = self.keys()?;
-        self.settle_locked(&mut self.state.write(), &keys, self.context.journal.batch())
+        self.settle_locked(&mut self.state.write(), &keys, self.context.journal.batch()).map(drop)
     }
 
-    fn settle_locked(&self, state: &mut State, keys: &Keys, batch: u64) -> Result<(), Error> {
+    /// The same, with this modification time from now on. Says whether the stored file has it already.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn settle_at(&self, mtime: Timestamp) -> Result<bool, Error> {
+        let keys = self.keys()?;
+        let mut state = self.state.write();
+        state.mtime = Some(mtime);
+        self.settle_locked(&mut state, &keys, self.context.journal.batch())
+    }
+
+    /// Says whether the stored file has the modification time that it should have, because it was written to.
+    fn settle_locked(&self, state: &mut State, keys: &Keys, batch: u64) -> Result<bool, Error> {
         if state.mode != Mode::Fresh || !state.changed {
-            return Ok(());
+            return Ok(false);
         }
         for (chunk, sealed) in &state.pending {
             self.store.write_at(sealed, self.context.geometry.stored_chunk(ChunkIndex(*chunk)))?;
@@ -78,8 +90,7 @@ impl File {
         state.dirty = Dirty::default();
         state.changed = false;
         state.unsynced = true;
-        self.keep_mtime(state);
-        Ok(())
+        Ok(self.keep_mtime(state))
     }
 
     /// Makes everything durable that was written before, and with `attributes` also the attributes.
@@ -325,12 +336,10 @@ impl File {
         Ok(())
     }
 
-    /// Undoes what writing in place has done to the modification time.
-    fn keep_mtime(&self, state: &State) {
-        if let Some(mtime) = state.mtime {
-            // Only a nicety: the content is what it should be.
-            let _ = self.store.inode().set_times(SetTime::Keep, SetTime::At(mtime));
-        }
+    /// Undoes what writing in place has done to the modification time, if that is known. Says whether it could; it is
+    /// only a nicety, as the content is what it should be.
+    fn keep_mtime(&self, state: &State) -> bool {
+        state.mtime.is_some_and(|mtime| self.store.inode().set_times(SetTime::Keep, SetTime::At(mtime)).is_ok())
     }
 
     /// Puts a snapshot back that could not be made durable; newer changes stay on top.

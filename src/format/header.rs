@@ -226,9 +226,11 @@ impl VerifiedPage {
     }
 }
 
-/// The MAC over everything in the page but itself.
+/// The MAC over the whole page with zeros in its own place: in one piece, BLAKE3 takes its four chunks side by side.
 fn mac(key: &Secret32, page: &[u8; PAGE]) -> Mac {
-    *blake3::Hasher::new_keyed(key.expose()).update(&page[..MAC_AT]).update(&page[ENTRIES_AT..]).finalize().as_bytes()
+    let mut page = *page;
+    page[MAC_AT..ENTRIES_AT].fill(0);
+    *blake3::keyed_hash(key.expose(), &page).as_bytes()
 }
 
 #[cfg(test)]

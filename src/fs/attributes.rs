@@ -229,6 +229,16 @@ impl Fs {
                 self.modified(&file)?;
             }
         }
+        let mut mtime = changes.mtime.unwrap_or(SetTime::Keep);
+        let open = if changes.mtime.is_some() { self.open_file(ino) } else { None };
+        if let (SetTime::At(moment), Some(file)) = (mtime, &open)
+            && changes.len.is_none()
+            && file.has_keys()
+            // What the kernel does before a file is closed (see `flush`).
+            && file.settle_at(moment).map_err(|error| self.file_error(ino, error))?
+        {
+            mtime = SetTime::Keep;
+        }
         self.with_inode(ino, |inode| {
             if changes.uid.is_some() || changes.gid.is_some() {
                 inode.set_owner(changes.uid, changes.gid)?;
@@ -236,22 +246,18 @@ impl Fs {
             if let Some(permissions) = changes.permissions {
                 inode.set_permissions(permissions)?;
             }
-            if changes.atime.is_some() || changes.mtime.is_some() {
-                inode.set_times(changes.atime.unwrap_or(SetTime::Keep), changes.mtime.unwrap_or(SetTime::Keep))?;
+            // Of a file that it has just removed the kernel sets the time too: nobody will see it.
+            let gone = open.is_none() && self.nodes.rest(ino).is_some();
+            if (changes.atime.is_some() || mtime != SetTime::Keep) && !gone {
+                inode.set_times(changes.atime.unwrap_or(SetTime::Keep), mtime)?;
             }
             Ok(())
         })?;
-        if let Some(mtime) = changes.mtime
-            && let Some(file) = self.open_file(ino)
-        {
-            file.set_mtime(match mtime {
-                SetTime::At(moment) => moment,
+        if let Some(file) = open {
+            file.set_mtime(match changes.mtime {
+                Some(SetTime::At(moment)) => moment,
                 _ => file.store().inode().stat()?.mtime,
             });
-            if changes.len.is_none() && file.has_keys() {
-                // What the kernel does before a file is closed (see `flush`).
-                file.settle().map_err(|error| self.file_error(ino, error))?;
-            }
         }
         if ino == ROOT {
             let stat = self.nodes.directory(ROOT)?.inode().stat()?;

@@ -257,7 +257,7 @@ impl Fs {
             fresh.many = true;
             fresh.stores.clear();
         } else {
-            fresh.stores.push(Arc::clone(store));
+            fresh.stores.insert(ino, Arc::clone(store));
         }
     }
 
@@ -332,7 +332,7 @@ impl Fs {
         self.restore_keys(&keys, &file)?;
         self.sync_names(ino)?;
         file.sync(!data_only).map_err(|error| self.file_error(ino, error))?;
-        self.fresh.lock().inos.remove(&ino);
+        self.fresh.lock().forget(ino);
         Ok(())
     }
 
@@ -341,6 +341,9 @@ impl Fs {
         let Some(Handle::File { ino, file, writes }) = self.handles.write().remove(&handle) else { return };
         // Its errors were reported by flush; what is not committed is tried again with the next batch.
         let settled = self.enter_draining().is_ok() && (!file.has_keys() || file.settle().is_ok());
+        if !self.nodes.knows(ino) {
+            self.removed.store(true, Ordering::Release);
+        }
         let mut files = self.files.lock();
         if let Some(open) = files.get_mut(&ino) {
             open.handles -= 1;

@@ -43,6 +43,7 @@ impl Fs {
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
             fresh: Mutex::default(),
+            removed: AtomicBool::new(false),
             staged: Mutex::default(),
             opening: std::array::from_fn(|_| Mutex::default()),
             committing: Mutex::default(),

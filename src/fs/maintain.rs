@@ -23,7 +23,7 @@ impl Fs {
         }
         let _one_at_a_time = self.committing.lock();
         let journal = &self.context.journal;
-        if self.fresh.lock().inos.is_empty() && self.changed_files().is_empty() {
+        if self.fresh.lock().is_empty() && self.changed_files().is_empty() {
             self.flush_ledger();
             return Ok(self.checkpoint()?);
         }
@@ -89,7 +89,7 @@ impl Fs {
             let mut left = self.names.lock();
             noted.into_iter().for_each(|noted| left.done(noted));
         } else {
-            for store in &fresh.stores {
+            for store in fresh.stores.values() {
                 store.sync(false)?;
             }
             for file in files {
@@ -115,7 +115,28 @@ impl Fs {
         }
     }
 
+    /// Files that were removed take space for as long as the journal holds on to them. When it is durable that they are
+    /// gone, nothing brings back what it has of them, and it lets go.
+    fn let_go_of_removed(&self) -> io::Result<()> {
+        if !self.removed.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let journal = &self.context.journal;
+        let is_removed = |ino: u64, store: &Arc<dyn StoreFile>| {
+            self.open_file(ino).is_none() && store.inode().stat().is_ok_and(|stat| stat.nlink == 0)
+        };
+        let touched = journal.touched();
+        let removed: Vec<_> = touched.into_iter().filter(|(ino, store)| is_removed(*ino, store)).collect();
+        if removed.is_empty() {
+            return Ok(());
+        }
+        self.store.sync_all().inspect_err(|_| self.removed.store(true, Ordering::Release))?;
+        journal.let_go(removed.into_iter().map(|(ino, _)| ino));
+        Ok(())
+    }
+
     fn checkpoint(&self) -> io::Result<()> {
+        self.let_go_of_removed()?;
         if self.context.journal.wants_checkpoint() { self.context.journal.checkpoint() } else { Ok(()) }
     }
 

@@ -49,7 +49,9 @@ impl Fs {
         }
         self.nodes.removed(stat.ino, place, last, rest);
         if last && stat.kind == Kind::File {
+            // Its stored file stays: a crash may bring it back, so it is made durable like all of its batch.
             self.fresh.lock().inos.remove(&stat.ino);
+            self.removed.store(true, Ordering::Release);
             if !self.nodes.knows(stat.ino) {
                 self.let_go(stat.ino);
             }
@@ -71,6 +73,7 @@ impl Fs {
 
     /// Nobody can open a removed file any more: what was not committed of it needs not be.
     pub(super) fn let_go(&self, ino: u64) {
+        self.removed.store(true, Ordering::Release);
         let mut files = self.files.lock();
         if files.get(&ino).is_some_and(|open| open.handles == 0) {
             files.remove(&ino);

@@ -147,7 +147,7 @@ impl Fs {
         } else if self.fresh.lock().inos.contains(&ino) {
             from.directory.open_file(&from.stored.entry, false)?.sync(false)?;
         }
-        self.fresh.lock().inos.remove(&ino);
+        self.fresh.lock().forget(ino);
         Ok(())
     }
 }

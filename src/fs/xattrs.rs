@@ -2,6 +2,7 @@
 //! namespace is; those of symbolic links and special files, which cannot have any there, under `trusted.`. POSIX ACLs are
 //! kept as they are: they say no more than modes and owners, and the backing filesystem then lets new files inherit them.
 
+use super::keyring::CAPABILITY;
 use super::*;
 use crate::store::{Inode, SetXattr};
 
@@ -85,7 +86,11 @@ impl Fs {
             None | Some(Kind::File | Kind::Directory) => PREFIX,
             Some(_) => PREFIX_OF_OTHERS,
         };
-        let stored = [prefix, &keys.xattr_names.seal_full(b"", name)].concat();
+        let stored = if name == CAPABILITY {
+            [prefix, &keys.capability].concat()
+        } else {
+            [prefix, &keys.xattr_names.seal_full(b"", name)].concat()
+        };
         if stored.len() > NAME_MAX { Err(Error::errno(libc::ERANGE)) } else { Ok(stored) }
     }
 }

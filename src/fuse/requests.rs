@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 /// How many read-ahead and write-back requests may be under way.
 const MAX_BACKGROUND: u16 = 64;
@@ -339,10 +339,12 @@ impl fuser::Filesystem for Kernel {
 
     fn fsync(&self, _request: &Request, ino: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
         let act = move |fs: &Fs| fs.sync(handle.0, datasync);
-        let forgetter = Arc::clone(&self.forgetter);
+        let (forgetter, synced) = (Arc::clone(&self.forgetter), Arc::clone(&self.synced));
         let done = move |result: std::result::Result<(), Errno>| match result {
             Ok(()) => {
-                if let Some(forgetter) = forgetter.get() {
+                if let Some(forgetter) = forgetter.get()
+                    && synced.note(ino.0, Instant::now())
+                {
                     forgetter.forget_attributes(ino.0);
                 }
                 reply.ok();

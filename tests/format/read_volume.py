@@ -245,7 +245,7 @@ class StoredFile:
         self.cipher = Xaes(kdf("kmsfs v1 2026-11 file chunks, XAES-256-GCM", dek))
         self.tags_key = kdf("kmsfs v1 2026-11 file tag block MAC, BLAKE3 keyed", dek)
         header_key = kdf("kmsfs v1 2026-11 file header MAC, BLAKE3 keyed", dek)
-        check(mac(header_key, page[:1504] + page[1536:]) == page[1504:1536], "the header's MAC does not match")
+        check(mac(header_key, page[:1504] + bytes(32) + page[1536:]) == page[1504:1536], "the header's MAC does not match")
         self.page = page
         self.layout = Layout(record.chunk)
         stored = os.fstat(file).st_size
@@ -275,7 +275,7 @@ class StoredFile:
             else:
                 data = os.pread(self.file, BLOCK, self.layout.block_at(number))
                 check(len(data) == BLOCK, f"tag block {number} is cut")
-                found = mac(self.tags_key, struct.pack("<Q", number) + data)
+                found = mac(self.tags_key, data + struct.pack("<Q", number))
                 check(found == expected, f"tag block {number} does not verify")
                 self.blocks[number] = data
         return self.blocks[number]

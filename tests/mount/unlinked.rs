@@ -1,6 +1,6 @@
 //! What has lost its last name while somebody still has it open.
 
-use crate::harness::{Mount, Outcome, bytes, content, create, python};
+use crate::harness::{Mount, Outcome, bytes, content, create, python, until};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -21,6 +21,34 @@ fn an_unlinked_file_works_until_it_is_closed() -> Outcome {
     expected.extend(b"lat");
     assert!(content(&file) == expected);
     assert_eq!(fs::read(mount.at("file"))?, b"another one");
+    Ok(())
+}
+
+/// How many files the process of a mount holds open that have no name any more.
+fn nameless(mount: &Mount) -> usize {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", mount.status()["pid"])).expect("the process is there");
+    let targets = descriptors.filter_map(|descriptor| fs::read_link(descriptor.ok()?.path()).ok());
+    targets.filter(|target| target.to_string_lossy().ends_with(" (deleted)")).count()
+}
+
+#[test]
+fn removed_files_take_no_space_for_long_whatever_had_become_of_them() -> Outcome {
+    let mount = Mount::new();
+    let before = nameless(&mount);
+    for (name, syncs, overwrites) in [("fresh", false, false), ("synced", true, false), ("journaled", true, true)] {
+        let file = create(mount.at(name));
+        file.write_all_at(&bytes(1, 100_000), 0)?;
+        if syncs {
+            file.sync_all()?;
+        }
+        if overwrites {
+            file.write_all_at(b"once more", 5000)?;
+            file.sync_all()?;
+        }
+        fs::remove_file(mount.at(name))?;
+        drop(file);
+        until(name, || nameless(&mount) == before);
+    }
     Ok(())
 }
 

@@ -297,6 +297,8 @@ impl Model {
         let handle = done(fs, || fs.open(inode(fs, &path), true, false)).unwrap();
         fs.unlink(ino, name).unwrap();
         let bytes = content(number, 999, draws);
+        // A crash may bring its name back, and what was written since with it.
+        self.files[number].versions.push(bytes.clone());
         let file = fs.change(inode_of(fs, handle), &Changes { len: Some(PlainOffset(0)), ..Changes::default() });
         file.unwrap();
         fs.write(handle, PlainOffset(0), &bytes, false).unwrap();
