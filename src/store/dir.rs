@@ -18,9 +18,13 @@ use std::sync::Arc;
 /// The longest value of an extended attribute, and the longest list of names (`XATTR_SIZE_MAX`).
 const MAX_XATTR: usize = 65536;
 
+/// What `statfs` says of btrfs (`BTRFS_SUPER_MAGIC`).
+const BTRFS: rustix::fs::FsWord = 0x9123_683E_u32 as _;
+
 /// A directory of the host as a store.
 pub struct DirStore {
     root: Arc<Dir>,
+    btrfs: bool,
 }
 
 struct Dir(Handle);
@@ -39,7 +43,8 @@ impl DirStore {
     /// The system's, if it cannot be opened or is not a directory.
     pub fn open(path: &Path) -> io::Result<Self> {
         let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { root: Arc::new(Dir(Handle { fd, path_only: false })) })
+        let btrfs = rustix::fs::fstatfs(&fd)?.f_type == BTRFS;
+        Ok(Self { root: Arc::new(Dir(Handle { fd, path_only: false })), btrfs })
     }
 }
 
@@ -62,6 +67,10 @@ impl Store for DirStore {
             files: space.f_files,
             files_free: space.f_ffree,
         })
+    }
+
+    fn keeps_order(&self) -> bool {
+        !self.btrfs
     }
 }
 
