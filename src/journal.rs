@@ -374,3 +374,6 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
