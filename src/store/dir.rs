@@ -19,7 +19,7 @@ use std::sync::Arc;
 const MAX_XATTR: usize = 65536;
 
 /// What `statfs` says of btrfs (`BTRFS_SUPER_MAGIC`).
-const BTRFS: rustix::fs::FsWord = 0x9123_683E_u32 as _;
+const BTRFS: u32 = 0x9123_683E;
 
 /// A directory of the host as a store.
 pub struct DirStore {
@@ -43,7 +43,7 @@ impl DirStore {
     /// The system's, if it cannot be opened or is not a directory.
     pub fn open(path: &Path) -> io::Result<Self> {
         let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let btrfs = rustix::fs::fstatfs(&fd)?.f_type == BTRFS;
+        let btrfs = rustix::fs::fstatfs(&fd)?.f_type as u32 == BTRFS;
         Ok(Self { root: Arc::new(Dir(Handle { fd, path_only: false })), btrfs })
     }
 }
