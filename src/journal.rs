@@ -397,3 +397,6 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -243,6 +243,9 @@ pub trait Store: Send + Sync {
     fn sync_all(&self) -> io::Result<()>;
     /// The space left.
     fn space(&self) -> io::Result<Space>;
+    /// Whether changes of names that are not durable yet come back after a crash in the order in which they were made. On
+    /// btrfs they do not: a rename may be there without what was made in the directory before it.
+    fn keeps_order(&self) -> bool;
 }
 
 /// A name for something in the making, or to be removed: unlikely to exist.

@@ -1,5 +1,5 @@
-//! Every parser with a great many inputs: valid ones, and what becomes of them by random changes. The same properties
-//! as under libFuzzer (`scripts/fuzz`), with the stable toolchain and the same inputs each time.
+//! Every parser with a great many inputs: valid ones, what becomes of them by random changes, and what libFuzzer found
+//! (`fuzz/found`). The same properties as under libFuzzer (`scripts/fuzz`), with the same inputs each time.
 
 #[path = "fuzz/targets.rs"]
 mod targets;
@@ -51,13 +51,26 @@ fn no_bytes_make_a_parser_panic_and_what_it_accepts_has_one_form() {
         let seeds = seeds();
         seeds.iter().for_each(|seed| parser(seed));
         parser(b"");
-        let rounds = if *name == "key_file" { 3000 } else { 20_000 };
+        // Some read files.
+        let rounds =
+            if ["key_file", "audit_log", "journal_logs", "saved_check"].contains(name) { 2000 } else { 20_000 };
         for round in 0..rounds {
             let mut draws = Draws(round as u64 * 0x9E37_79B9 + 0x1234_5678_9ABC_DEF1);
             let mut bytes = seeds[draws.below(seeds.len())].clone();
             change(&mut bytes, &mut draws);
             let tried = std::panic::catch_unwind(|| parser(&bytes));
             assert!(tried.is_ok(), "{name}, round {round}: {bytes:?}");
+        }
+    }
+}
+
+#[test]
+fn what_the_fuzzer_found_is_found_no_more() {
+    let found = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/found");
+    for directory in std::fs::read_dir(found).expect("a directory").map(|entry| entry.expect("an entry")) {
+        let parser = PARSERS.iter().find(|(name, ..)| directory.file_name() == *name).expect("a parser of this name").1;
+        for input in std::fs::read_dir(directory.path()).expect("a directory") {
+            parser(&std::fs::read(input.expect("an entry").path()).expect("an input"));
         }
     }
 }

@@ -1,6 +1,7 @@
 """The rows of the table: what is done in a place, and what is counted."""
 
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -116,7 +117,14 @@ class Fio(Work):
     jobs: int = 1
 
     def prepare(self, place, sizes):
-        if self.key == "seq-write":
+        if self.key == "seq-append":
+            # To a file that is committed: what is in its place counts, whatever happens.
+            (place.directory / "data").unlink(missing_ok=True)
+            place.has.discard("data")
+            lay_data(place, sizes)
+            with open(place.directory / "data", "rb") as file:
+                os.fsync(file)
+        elif self.key == "seq-write":
             (place.directory / "data").unlink(missing_ok=True)
             place.has.add("data")
         elif self.options.get("fdatasync") is None:
@@ -151,6 +159,9 @@ class Fio(Work):
     def finish(self, place):
         if "fdatasync" in self.options:
             (place.directory / "log").unlink()
+        if self.key == "seq-append":
+            (place.directory / "data").unlink()
+            place.has.discard("data")
 
 
 @dataclass
@@ -228,6 +239,7 @@ def all_works(sizes):
     many, source = f"{sizes.files:,} files of 4 KiB", f"{sizes.tree:,} source files"
     return [
         Fio("seq-write", "sequential write 1 MiB + fsync", "MiB/s", 1.6, 1.8, options={**sequential, "rw": "write", "end_fsync": 1}),
+        Fio("seq-append", "append 1 MiB to a file that is there + fsync", "MiB/s", options={**sequential, "rw": "write", "end_fsync": 1, "file_append": 1}),
         Fio("seq-read", "sequential read, cold", "MiB/s", 1.3, cold=True, options={**sequential, "rw": "read"}),
         Fio("seq-read-warm", "sequential read, warm", "MiB/s", 4.5, options={**sequential, "rw": "read"}, warm=True),
         Fio("rand-read", "random read 4 KiB, cold", "IOPS", 1.1, cold=True, options={**small, "rw": "randread"}, share=1 / 8),

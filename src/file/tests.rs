@@ -13,6 +13,8 @@ use crate::store::{Seek, Store, StoreDir};
 use crate::units::FileId;
 use proptest::prelude::*;
 
+mod tamper;
+
 const FILE: FileId = FileId([7; 16]);
 const VOLUME: VolumeId = VolumeId([8; 16]);
 
@@ -356,6 +358,30 @@ fn more_new_tag_blocks_than_the_log_can_hold_are_committed_on_the_way() {
         let mut out = Vec::new();
         file.read(at(number), 10, &mut out).unwrap();
         assert_eq!(out, [number as u8; 10]);
+    }
+}
+
+#[test]
+fn overwriting_for_long_makes_neither_the_logs_nor_the_file_longer() {
+    let volume = Volume::new(12);
+    let file = volume.create();
+    file.write(PlainOffset(0), &vec![1; 1 << 20]).unwrap();
+    file.commit().unwrap();
+    let logs = || {
+        let journal = volume.keep.path().join("journal");
+        let mut lens: Vec<u64> =
+            std::fs::read_dir(journal).unwrap().map(|log| log.unwrap().metadata().unwrap().len()).collect();
+        lens.sort_unstable();
+        lens
+    };
+    let stored = || file.store().inode().stat().unwrap().len;
+    let before = (logs(), stored());
+    assert_eq!(before.0, [8 << 20, 8 << 20]);
+    // Several times what both logs hold.
+    for round in 0..400_u64 {
+        file.write(PlainOffset(round * 100_000 % 900_000), &vec![round as u8; 100_000]).unwrap();
+        file.sync(true).unwrap();
+        assert!((logs(), stored()) == before, "round {round}");
     }
 }
 

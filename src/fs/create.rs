@@ -158,6 +158,10 @@ impl Fs {
         let made = make(&*directory, &staged).and_then(|()| {
             if make_side(&*directory, stored.side.as_ref())? {
                 self.needs_names(parent);
+                if !self.store.keeps_order() {
+                    // btrfs logs the new name at once if the directory was synced before, and not what that needs.
+                    directory.sync()?;
+                }
             }
             Ok(directory.rename(&staged, &*directory, &stored.entry, RenameMode::NoReplace)?)
         });

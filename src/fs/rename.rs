@@ -5,7 +5,7 @@ use super::nodes::Place;
 use super::remove::purge;
 use super::*;
 use crate::crypto::names::{STAGING_PREFIX, StoredName};
-use crate::store::{RenameMode, staging_name};
+use crate::store::{RenameMode, SetTime, staging_name};
 
 /// One end of a rename.
 struct End {
@@ -26,7 +26,8 @@ impl End {
 
 impl Fs {
     /// Renames an entry:
-    /// 1. a new file that replaces another is made durable first (a crash: the old one is there);
+    /// 1. a new file that replaces another is made durable first, on btrfs the directory that it comes from too (a crash:
+    ///    the old one is there);
     /// 2. the side entry of a long new name is made (a crash: it belongs to nothing);
     /// 3. the entry is renamed (a crash: it has the old name or the new one);
     /// 4. the side entry of a long old name is removed (a crash: it belongs to nothing).
@@ -102,6 +103,9 @@ impl Fs {
         if stat.kind == Kind::File {
             self.sync_fresh(from, stat.ino)?;
         }
+        if !self.store.keeps_order() {
+            self.sync_before_replacing(from)?;
+        }
         let target = self.long_target_of_last(&*to.directory, &to.stored.entry, other);
         let rest = to.directory.entry(&to.stored.entry).ok();
         from.directory.rename(&from.stored.entry, &*to.directory, &to.stored.entry, RenameMode::Replace)?;
@@ -134,6 +138,16 @@ impl Fs {
         self.nodes.moved(stat.ino, &from.place(), to.place());
         self.nodes.moved(other.ino, &to.place(), from.place());
         Ok(())
+    }
+
+    /// Sees to it that a name is durable together with the loss of what it was before. btrfs logs at once that what was
+    /// synced lost its name, and that something else got it only if that, or the directory in which it was, is in the log
+    /// too, which it is when it was synced and had changed since everything was.
+    fn sync_before_replacing(&self, from: &End) -> Result<()> {
+        self.sync_names(from.parent)?;
+        let inode = from.directory.inode();
+        inode.set_times(SetTime::At(inode.stat()?.atime), SetTime::Keep)?;
+        Ok(from.directory.sync()?)
     }
 
     /// Makes a file durable that is not, so that whoever replaces a file by a new one has one of the two after a

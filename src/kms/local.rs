@@ -235,6 +235,10 @@ fn read_key(path: &Path) -> Result<Secret32, KmsError> {
     if line.len() != TEXT_LEN {
         return Err(bad(&format!("holds {} characters", line.len())));
     }
+    // The decoder takes several encodings one after the other for one.
+    if line.iter().skip_while(|byte| **byte != b'=').any(|byte| *byte != b'=') {
+        return Err(bad("is not standard base64"));
+    }
     // The decoder wants room for 44 characters without padding: 33 bytes.
     let mut bytes = Zeroizing::new([0; TEXT_LEN / 4 * 3]);
     let decoded = BASE64.decode_mut(line, &mut bytes[..]).map_err(|partial| match partial.error.kind {
@@ -369,6 +373,7 @@ mod tests {
             ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHhg_", "not standard base64"),
             ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8f", "holds 33 bytes"),
             ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHg==", "holds 31 bytes"),
+            ("BwcHBwcHBwc=HBwcHBBwcHBwHBwcHBwcHwcHBwcHBwc2", "not standard base64"),
             ("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "only zeros"),
             (too_long.as_str(), "1048576 bytes long"),
         ];

@@ -20,9 +20,13 @@ use std::sync::Arc;
 /// The longest value of an extended attribute, and the longest list of names (`XATTR_SIZE_MAX`).
 const MAX_XATTR: usize = 65536;
 
+/// What `statfs` says of btrfs (`BTRFS_SUPER_MAGIC`).
+const BTRFS: u32 = 0x9123_683E;
+
 /// A directory of the host as a store.
 pub struct DirStore {
     root: Arc<Dir>,
+    btrfs: bool,
 }
 
 struct Dir {
@@ -65,7 +69,8 @@ impl DirStore {
         let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let device = rustix::fs::fstat(&fd)?.st_dev;
         let device = (rustix::fs::major(device), rustix::fs::minor(device));
-        Ok(Self { root: Arc::new(Dir { handle: Handle { fd, path_only: false }, device, access_times }) })
+        let btrfs = rustix::fs::fstatfs(&fd)?.f_type as u32 == BTRFS;
+        Ok(Self { root: Arc::new(Dir { handle: Handle { fd, path_only: false }, device, access_times }), btrfs })
     }
 }
 
@@ -88,6 +93,10 @@ impl Store for DirStore {
             files: space.f_files,
             files_free: space.f_ffree,
         })
+    }
+
+    fn keeps_order(&self) -> bool {
+        !self.btrfs
     }
 }
 

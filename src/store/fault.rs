@@ -122,6 +122,10 @@ impl Store for FaultStore {
         self.faults.pass(false)?;
         self.inner.space()
     }
+
+    fn keeps_order(&self) -> bool {
+        self.inner.keeps_order()
+    }
 }
 
 struct Faulty<T: ?Sized> {

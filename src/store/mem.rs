@@ -115,6 +115,10 @@ impl Store for MemStore {
         let (blocks, files) = (1 << 30, 1 << 20);
         Ok(Space { fragment: 4096, blocks, free: blocks, available: blocks, files, files_free: files })
     }
+
+    fn keeps_order(&self) -> bool {
+        true
+    }
 }
 
 impl State {

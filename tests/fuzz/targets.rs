@@ -3,21 +3,25 @@
 //! Driven by `tests/parsers.rs` with the stable toolchain, and by libFuzzer with `scripts/fuzz`.
 
 use data_encoding::BASE64;
+use kmsfs::audit::{self, Cursor, Head};
+use kmsfs::check::Saved;
 use kmsfs::crypto::Secret32;
 use kmsfs::crypto::cipher::ValueCipher;
 use kmsfs::crypto::derive::VolumeKeys;
 use kmsfs::crypto::names::{NameCipher, classify};
-use kmsfs::daemon::control::Request;
+use kmsfs::daemon::control::{Reply, Request};
+use kmsfs::dev_vault::{call::Call, documents};
 use kmsfs::format::header::{Envelope, Header, VerifiedPage};
 use kmsfs::format::tags::{BLOCK_LEN, CHILDREN_PER_BLOCK, ENTRIES_PER_BLOCK, NO_BLOCK, TagBlock};
 use kmsfs::format::volume::{Kek, KekRole, VolumeRecord};
 use kmsfs::format::{ChunkSize, PAGE};
 use kmsfs::journal::log::{self, State};
 use kmsfs::journal::record::{self, HEAD_LEN, Place, Record};
-use kmsfs::journal::{Crashed, Target, Update};
+use kmsfs::journal::{Crashed, Target, Update, recovery};
 use kmsfs::kms::{KekId, KekRef, LocalKms, WrapAlgorithm, Wrapped};
 use kmsfs::ledger::block::{BLOCK, Block, Identity, is_sealed};
 use kmsfs::ledger::{Mark, Stamp};
+use kmsfs::store::{Store, dir::DirStore};
 use kmsfs::units::{DirId, Epoch, FileId, KekGeneration, PlainOffset, StoredOffset, VolumeId};
 use std::sync::Arc;
 
@@ -39,6 +43,13 @@ pub const PARSERS: &[Parser] = &[
         vec![BASE64.encode(&[7; 32]).into_bytes(), [BASE64.encode(&[9; 32]), "\n".into()].concat().into()]
     }),
     ("control_request", control_request, || vec![br#"{"version":1,"command":"status"}"#.to_vec()]),
+    ("control_reply", control_reply, || {
+        vec![br#""done""#.to_vec(), br#"{"failed":{"kind":"busy","message":"m","hint":null}}"#.to_vec()]
+    }),
+    ("audit_log", audit_log, || vec![audit_lines(), audit_lines()[..300].to_vec()]),
+    ("journal_logs", journal_logs, journal_logs_seeds),
+    ("saved_check", saved_check, saved_check_seeds),
+    ("vault_request", vault_request, vault_request_seeds),
     ("ids", ids, || vec![FileId([0xA5; 16]).to_string().into_bytes()]),
 ];
 
@@ -324,4 +335,179 @@ fn ids(data: &[u8]) {
     if let Ok(id) = text.parse::<DirId>() {
         assert_eq!(id.to_string().parse().ok(), Some(id));
     }
+}
+
+fn control_reply(data: &[u8]) {
+    if let Ok(parsed) = serde_json::from_slice::<Reply>(data) {
+        let written = serde_json::to_vec(&parsed).expect("JSON");
+        let again: Reply = serde_json::from_slice(&written).expect("what was written can be read");
+        assert_eq!(serde_json::to_vec(&again).expect("JSON"), written);
+    }
+}
+
+const VOLUME: VolumeId = VolumeId([6; 16]);
+
+/// A log of four lines, as format.md describes it, whose third and fourth are checkpoints.
+fn audit_lines() -> Vec<u8> {
+    let (mut out, mut head) = (Vec::new(), Head::default());
+    let time = "2026-11-14T22:13:20.123Z";
+    for event in ["unlock", "lock", "checkpoint", "checkpoint"] {
+        let mac = audit::mac(&key(), VOLUME, "main", &head, time);
+        let mac = if event == "checkpoint" { format!(r#""mac":"{mac}","#) } else { String::new() };
+        let (seq, prev) = (head.seq + 1, audit::hex(&head.hash));
+        let line = format!(r#"{{"seq":{seq},"time":"{time}","event":"{event}",{mac}"prev":"{prev}"}}"#);
+        head = Head { seq, hash: *blake3::hash(line.as_bytes()).as_bytes() };
+        out.extend_from_slice(line.as_bytes());
+        out.push(b'\n');
+    }
+    out
+}
+
+/// Whatever is in a log, the lines before a checkpoint that is confirmed are what was written.
+fn audit_log(data: &[u8]) {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("main.00000001.jsonl"), data).expect("written");
+    let root = DirStore::open(directory.path()).expect("opened").root();
+    let verdicts = audit::verify(&*root, VOLUME, Some(&key()), None).expect("a verdict");
+    let [verdict] = &verdicts[..] else { panic!("one series") };
+    let tail = audit::tail(&*root, &mut Cursor::default()).expect("the lines");
+    assert_eq!(tail.len() as u64, verdict.lines);
+    assert!(verdict.torn_bytes <= data.len() as u64);
+    if let (1, Some(seq)) = (verdict.first_seq, verdict.authenticated_to) {
+        let lines = audit_lines();
+        let written = lines.split_inclusive(|byte| *byte == b'\n').take(seq as usize - 1).collect::<Vec<_>>().concat();
+        assert!(seq >= 3 && data.starts_with(&written), "checkpoint {seq} confirms what nobody wrote");
+    }
+    if let Some(line) = tail.into_iter().find_map(|line| line.read) {
+        let again = audit::Read::parse(&serde_json::to_vec(&line.value).expect("JSON")).expect("a line");
+        assert!((again.seq, again.prev, again.event) == (line.seq, line.prev, line.event));
+    }
+}
+
+/// Gives a log a header and records that look whole, as far as they can: checksums, positions and lengths.
+fn whole_log(data: &[u8]) -> Vec<u8> {
+    let mut log = data.to_vec();
+    let Some((page, rest)) = log.split_first_chunk_mut::<PAGE>() else { return log };
+    page[..10].copy_from_slice(b"kmsfs/J\0\x01\0");
+    let checksum = blake3::hash(&page[..PAGE - 32]);
+    page[PAGE - 32..].copy_from_slice(checksum.as_bytes());
+    let mut at = 0;
+    while let Some(record) = rest.get_mut(at..).filter(|record| record.len() >= HEAD_LEN) {
+        if record[..4] != record::MAGIC {
+            at += record::ALIGN;
+            continue;
+        }
+        let wanted = u64::from_le_bytes(record[8..16].try_into().expect("8 bytes"));
+        let len = wanted.min((record.len() - HEAD_LEN) as u64);
+        record[8..16].copy_from_slice(&len.to_le_bytes());
+        record[16..24].copy_from_slice(&page[16..24]);
+        record[24..32].copy_from_slice(&((PAGE + at) as u64).to_le_bytes());
+        let end = HEAD_LEN + len as usize;
+        let hash = blake3::Hasher::new().update(&record[..40]).update(&record[HEAD_LEN..end]).finalize();
+        record[40..HEAD_LEN].copy_from_slice(&hash.as_bytes()[..24]);
+        at += end.next_multiple_of(record::ALIGN);
+    }
+    log
+}
+
+/// Whatever is in the two logs, recovery comes to an end, and a second one finds nothing to do.
+fn journal_logs(data: &[u8]) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name);
+    for name in ["journal", "tree"] {
+        std::fs::create_dir(path(name)).expect("a directory");
+    }
+    for (name, log) in ["journal/log-a", "journal/log-b"].into_iter().zip(data.chunks(data.len().div_ceil(2).max(1))) {
+        std::fs::write(path(name), whole_log(log)).expect("written");
+    }
+    let mut file = vec![0; 8192];
+    file[16..32].fill(1);
+    std::fs::write(path("tree/file"), &file).expect("written");
+    let root = DirStore::open(directory.path()).expect("opened").root();
+    let [logs, tree] = [b"journal".as_slice(), b"tree"].map(|name| root.open_dir(name).expect("opened"));
+    let start = || {
+        let file = tree.open_file(b"file", false).expect("it is still there");
+        let mut bytes = vec![0; 1 << 16];
+        let len = file.read_at(&mut bytes, StoredOffset(0)).expect("read");
+        bytes.truncate(len);
+        (bytes, file.inode().stat().expect("attributes").len)
+    };
+    // What cannot be put in place, such as a file that is longer than any, is refused.
+    let Ok((journal, _)) = recovery::open(&*logs, &*tree, 64 << 10) else { return };
+    drop(journal);
+    let recovered = start();
+    let (_, again) = recovery::open(&*logs, &*tree, 64 << 10).expect("what was recovered can be opened");
+    assert_eq!((again.updates, again.damaged_at.len()), (0, 0), "recovered, and not done with");
+    assert!(start() == recovered, "a second recovery changes something");
+}
+
+fn journal_logs_seeds() -> Vec<Vec<u8>> {
+    let target = Target { file: FileId([1; 16]), ino: 12, path: b"file".to_vec() };
+    let write = |at, len: usize| (StoredOffset(at), Arc::from(vec![at as u8; len]));
+    let log = |sequence, stored_len| {
+        let mut log = log::encode(&State { sequence, ..State::default() }).to_vec();
+        let mut records = Vec::new();
+        for at in [4096, 5000, 4100] {
+            let place = Place { sequence, position: (PAGE + records.len()) as u64, synced: PAGE as u64 };
+            let voids = vec![(StoredOffset(at + 1), 10)];
+            let update =
+                Update { stored_len: StoredOffset(stored_len), writes: vec![write(at, 50), write(0, 8)], voids };
+            record::encode_update(&target, &update, &place, &mut records);
+        }
+        record::encode_batch(
+            sequence,
+            &Place { sequence, position: (PAGE + records.len()) as u64, synced: 0 },
+            &mut records,
+        );
+        records.resize(2048, 0);
+        log.extend(records);
+        log
+    };
+    vec![[log(1, 8192), log(2, 6000)].concat(), [log(9, 20_000), vec![0; PAGE + 2048]].concat()]
+}
+
+fn saved_check(data: &[u8]) {
+    let file = tempfile::NamedTempFile::with_prefix("kmsfs-saved-").expect("a temporary file");
+    std::fs::write(file.path(), data).expect("written");
+    if let Ok(Some(saved)) = Saved::read(file.path(), "volume", 7) {
+        saved.write(file.path()).expect("written");
+        assert_eq!(Saved::read(file.path(), "volume", 7), Ok(Some(saved)));
+    }
+}
+
+fn saved_check_seeds() -> Vec<Vec<u8>> {
+    let mut saved = Saved::new("volume".into(), 7);
+    let new = serde_json::to_vec(&saved).expect("JSON");
+    saved.passed = Some(b"a/b".to_vec());
+    let finding = br#"{"kind":"chunk","severity":"damage","path":"f","stored":"tree/f","what":"w","chunks":[[1,2]]}"#;
+    let with_finding = String::from_utf8(serde_json::to_vec(&saved).expect("JSON")).expect("UTF-8");
+    let with_finding =
+        with_finding.replace(r#""findings":[]"#, &format!(r#""findings":[{}]"#, String::from_utf8_lossy(finding)));
+    vec![new, with_finding.into_bytes()]
+}
+
+/// A line with method and path, and a body.
+fn vault_request(data: &[u8]) {
+    let mut lines = data.splitn(2, |byte| *byte == b'\n');
+    let (line, body) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    if let Some((method, path)) = std::str::from_utf8(line).ok().and_then(|line| line.split_once(' '))
+        && let Ok(method) = method.parse()
+        && let Ok(call) = Call::parse(&method, path)
+    {
+        assert_eq!(Call::parse(&method, &format!("/{}/", path.trim_matches('/'))).ok(), Some(call), "{path}");
+    }
+    let _ = serde_json::from_slice::<documents::CreateBody>(body);
+    let _ = serde_json::from_slice::<documents::UpdateBody>(body);
+    let _ = serde_json::from_slice::<documents::BlockBody>(body);
+    let _ = std::str::from_utf8(body).map(documents::decode_base64);
+}
+
+fn vault_request_seeds() -> Vec<Vec<u8>> {
+    [
+        "POST /keys/name/create\n{\"kty\":\"RSA\",\"key_size\":2048,\"attributes\":{\"enabled\":true,\"exp\":9}}",
+        "POST /keys/name/0123456789abcdef0123456789abcdef/unwrapkey\n{\"alg\":\"RSA-OAEP-256\",\"value\":\"AA_-\"}",
+        "POST /deletedkeys/name/recover\nAAEC",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
 }

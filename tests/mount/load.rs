@@ -15,6 +15,8 @@ const PAGE: usize = 4096;
 /// Every file begins with its number, in so many bytes.
 const LABEL: usize = 24;
 const MAX_LEN: usize = 150_000;
+/// So much of what was done is remembered, to be told when something is missing.
+const HISTORY: usize = 20_000;
 
 /// Numbers that look random, the same for the same seed.
 pub struct Draws(pub u64);
@@ -85,6 +87,8 @@ struct Record {
     under_way: Option<(String, Option<usize>)>,
     /// The promises of the moment that counts.
     counts: Option<Promises>,
+    /// What was done since the last comparison, with names, in this order.
+    history: Vec<String>,
 }
 
 impl Record {
@@ -96,6 +100,23 @@ impl Record {
             self.disturbed.insert(path.clone());
         }
         self.counts = Some((self.files.iter().map(|file| file.promised).collect(), self.promised.clone()));
+    }
+
+    fn note(&mut self, what: String) {
+        if self.history.len() >= HISTORY {
+            self.history.drain(..HISTORY / 2);
+        }
+        self.history.push(what);
+    }
+
+    /// The last things that were done to a name, to files that were under it, and where it lies.
+    fn story(&self, name: &str) -> String {
+        let files = self.promised.get(name).map_or(&[][..], |files| files);
+        let about = |line: &&String| {
+            line.contains(name) || files.iter().any(|file| line.split(' ').any(|word| word == file.to_string()))
+        };
+        let lines: Vec<_> = self.history.iter().rev().filter(about).take(40).map(String::as_str).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n  ")
     }
 
     fn place(&mut self, path: &str, number: usize) {
@@ -194,12 +215,17 @@ impl Record {
         }
         for name in this.promised.keys() {
             if !this.disturbed.contains(name) && !next.paths.contains_key(name) {
-                return Err(format!("{}/{name} was promised, and is not there", directory.display()));
+                let there: Vec<_> = next.paths.iter().map(|(path, file)| format!("{path} ({file})")).collect();
+                let what = format!("{}/{name} was promised, and is not there, but {there:?}", directory.display());
+                return Err(format!("{what}; what was done:\n  {}", this.story(name)));
             }
         }
         for (number, file) in this.files.iter().enumerate() {
             if file.promised.is_some() && !file.removed && !file.may_be_empty() && !seen.contains(&number) {
-                return Err(format!("{}: file {number} is gone", directory.display()));
+                let name =
+                    file.promised.and(this.paths.iter().find(|(_, file)| **file == number)).map(|(name, _)| name);
+                let story = this.story(name.map_or("-", |name| name));
+                return Err(format!("{}: file {number} is gone; what was done:\n  {story}", directory.display()));
             }
         }
         next.files.resize(next.files.len().max(this.files.len()), Known { removed: true, ..Known::default() });
@@ -268,7 +294,9 @@ impl Load {
                     match program.act() {
                         Ok(()) => (),
                         Err(_) if ending.load(Ordering::SeqCst) => return,
-                        Err(error) => panic!("program {number}: {error}"),
+                        Err(error) => {
+                            panic!("program {number}: {error}, after {:?}", lock(&program.record).history.last())
+                        }
                     }
                 }
             }));
@@ -320,6 +348,7 @@ impl Program {
                 let mut record = lock(&self.record);
                 record.files[number].removed = true;
                 record.take_away(&path);
+                record.note(format!("remove {path} : {number}"));
                 drop(record);
                 fs::remove_file(self.directory.join(path))
             }
@@ -331,6 +360,7 @@ impl Program {
                 let promised: Vec<_> =
                     names.into_iter().map(|name| (name.clone(), vec![record.paths[&name]])).collect();
                 record.promised.extend(promised);
+                record.note("the directory was acknowledged, with".into());
                 Ok(())
             }
         }
@@ -365,6 +395,8 @@ impl Program {
     fn acknowledged(&self, number: usize, version: &Arc<Vec<u8>>, name: Option<&str>) {
         let mut record = lock(&self.record);
         let at = record.files[number].versions.iter().rposition(|known| Arc::ptr_eq(known, version));
+        let late = if record.counts.is_some() { ", too late" } else { "" };
+        record.note(format!("{number} was acknowledged{late}"));
         record.promise(number, at.expect("a version"));
         record.promised.extend(name.map(|name| (name.to_owned(), vec![number])));
         drop(record);
@@ -383,6 +415,7 @@ impl Program {
         content.splice(..0, format!("{:LABEL$}", format!("file {number}")).into_bytes());
         record.files.push(Known { versions: vec![Arc::default()], ..Known::default() });
         record.place(&name, number);
+        record.note(format!("create {name} : {number}"));
         let version = record.change(number, |bytes| *bytes = content);
         drop(record);
         let file = OpenOptions::new().write(true).create_new(true).open(self.directory.join(&name))?;
@@ -455,9 +488,12 @@ impl Program {
         }
         record.take_away(name);
         record.place(&to, number);
+        record.note(format!("rename {name} to {to} : {number}"));
         drop(record);
-        fs::rename(self.directory.join(name), self.directory.join(to))?;
-        lock(&self.record).under_way = None;
+        fs::rename(self.directory.join(name), self.directory.join(&to))?;
+        let mut record = lock(&self.record);
+        record.under_way = None;
+        record.note(format!("renamed {name} to {to} : {number}"));
         Ok(())
     }
 }

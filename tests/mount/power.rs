@@ -106,3 +106,33 @@ fn on_xfs_power_cuts_cost_nothing_that_was_promised() -> Outcome {
 fn on_btrfs_power_cuts_cost_nothing_that_was_promised() -> Outcome {
     loses_power("btrfs")
 }
+
+#[test]
+fn on_btrfs_a_name_that_was_given_to_another_file_is_never_lost_to_both() -> Outcome {
+    let mut disk = Disk::new("btrfs")?;
+    let mut mount = Volume::at(&disk.path().join("volume")).mount(&[]);
+    std::fs::create_dir(mount.at("directory"))?;
+    let put = |mount: &Mount, name: &str, content: &str| {
+        let file = std::fs::File::create(mount.at(name))?;
+        std::io::Write::write_all(&mut &file, content.as_bytes())?;
+        file.sync_all()
+    };
+    for round in 0..4 {
+        // One that the filesystem has committed, under a name of one that was only synced.
+        put(&mount, "directory/other", "other")?;
+        rustix::fs::syncfs(std::fs::File::open(disk.path())?)?;
+        let name = format!("name {round} {}", ["", &"long".repeat(50)][round % 2]);
+        put(&mount, &name, "first")?;
+        std::fs::rename(mount.at("directory/other"), mount.at(&name))?;
+        put(&mount, "something else", "x")?;
+        let left = disk.cut(round as u64);
+        kill(&mount);
+        detach(&mount);
+        disk.restart(left);
+        mount = mount.into_dead().mount(&[]);
+        let found = std::fs::read_to_string(mount.at(&name)).map_err(|error| format!("{round}: {error}"))?;
+        assert!(["first", "other"].contains(&&*found), "{round}: {found:?}");
+    }
+    mount.unmount();
+    Ok(())
+}
