@@ -82,6 +82,7 @@ fn audit_keep(text: &str) -> Result<AuditKeep, String> {
 enum Report {
     Ready,
     Waiting { why: String },
+    Warning { what: String },
     Failed { exit: u8, message: String, hint: Option<String> },
 }
 
@@ -156,11 +157,12 @@ fn start_background(arguments: &Mount) -> Result<(), Failure> {
                 eprintln!("waiting for the key: {why}");
                 reason = why;
             }
+            Ok(Report::Warning { what }) => eprintln!("warning: {what}"),
             report => break report,
         }
     };
     match report {
-        Ok(Report::Ready | Report::Waiting { .. }) => Ok(()),
+        Ok(Report::Ready | Report::Waiting { .. } | Report::Warning { .. }) => Ok(()),
         Ok(Report::Failed { exit, message, hint }) => {
             let _ = child.wait();
             Err(Failure { exit: Exit::from_code(exit), message, hint })
@@ -180,8 +182,10 @@ fn in_background(options: &MountOptions) -> Result<(), Failure> {
     let _ = rustix::process::setsid();
     let mut mounted = false;
     let result = serve(options, |stage| {
-        if let Stage::Waiting(why) = stage {
-            return report(&Report::Waiting { why });
+        match stage {
+            Stage::Waiting(why) => return report(&Report::Waiting { why }),
+            Stage::Warned(what) => return report(&Report::Warning { what }),
+            Stage::Ready => (),
         }
         mounted = true;
         report(&Report::Ready);

@@ -37,6 +37,8 @@ const LEASES: usize = 4096;
 pub enum Stage {
     /// The KMS does not give the key yet, for this reason.
     Waiting(String),
+    /// Whoever relies on the key should know this.
+    Warned(String),
     /// The mount answers.
     Ready,
 }
@@ -62,6 +64,10 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     let trail = Trail::open(options, &volume, recovery);
     let (kms, volume_key) = wait_for_volume_key(options, &volume, &trail, &mut reached)?;
     volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?;
+    for warning in kms.warnings() {
+        tracing::warn!("{warning}");
+        reached(Stage::Warned(warning));
+    }
     if !options.flags.read_only
         && volume.adopt_newest_kek(&*kms, &volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?
     {

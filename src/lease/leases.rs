@@ -251,6 +251,7 @@ impl Leases {
     /// are wiped when the last holder drops them.
     pub fn lock(&self) {
         self.drop_all(|state| state.open = false);
+        self.kms.forget();
     }
 
     /// Hands out secrets again.

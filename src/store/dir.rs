@@ -270,6 +270,10 @@ impl StoreFile for File {
     fn inode(&self) -> &dyn Inode {
         &self.0
     }
+
+    fn uncache(&self) {
+        let _ = rustix::fs::fadvise(&self.0.fd, 0, None, rustix::fs::Advice::DontNeed);
+    }
 }
 
 impl Handle {
@@ -289,6 +293,10 @@ impl AsFd for Handle {
 impl Inode for Handle {
     fn stat(&self) -> io::Result<Stat> {
         Ok(stat_from(&rustix::fs::fstat(&self.fd)?))
+    }
+
+    fn device(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(&self.fd)?.st_dev)
     }
 
     fn set_permissions(&self, permissions: u32) -> io::Result<()> {

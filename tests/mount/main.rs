@@ -2,6 +2,7 @@
 
 mod audit;
 mod basics;
+mod certify;
 mod command_line;
 mod data;
 mod directories;
@@ -17,11 +18,13 @@ mod permissions;
 mod power;
 mod programs;
 mod proof;
+mod raw_keys;
 mod recovery;
 mod remount;
 mod revocation;
 mod scrub;
 mod storms;
+mod transfer;
 mod unlinked;
 mod unreadable;
 mod vault;

@@ -4,7 +4,7 @@
 
 use super::client::Maker;
 use super::errors::{self, Asked};
-use super::key::{self, VaultKey};
+use super::key::{self, DeletedKey, VaultKey};
 use crate::crypto::wipe_stack;
 use crate::kms::{AzureKek, Backoff, CallIds, ConnectOptions, KmsError, KmsErrorKind, Unwrapped};
 use azure_core::http::headers::Headers;
@@ -14,7 +14,8 @@ use azure_core::http::{ClientMethodOptions, Context};
 use azure_core::{Bytes, Uuid};
 use azure_security_keyvault_keys::KeyClient;
 use azure_security_keyvault_keys::models::{
-    EncryptionAlgorithm, KeyClientGetKeyOptions, KeyClientUnwrapKeyOptions, KeyOperationParameters,
+    EncryptionAlgorithm, KeyClientGetDeletedKeyOptions, KeyClientGetKeyOptions, KeyClientUnwrapKeyOptions,
+    KeyOperationParameters,
 };
 use parking_lot::Mutex;
 use std::sync::{Arc, mpsc};
@@ -36,6 +37,10 @@ const HANDOVER: Duration = Duration::from_millis(500);
 pub(super) enum Question {
     /// The key to wrap with.
     Key,
+    /// One version of the key, whatever has become of it.
+    Version(String),
+    /// The key, if it is deleted.
+    Deleted,
     /// A secret, of the version that wrapped it.
     Unwrap { version: String, blob: Vec<u8> },
 }
@@ -43,6 +48,7 @@ pub(super) enum Question {
 /// What the vault said.
 pub(super) enum Answer {
     Key(VaultKey),
+    Deleted(DeletedKey),
     Secret(Unwrapped),
 }
 
@@ -156,10 +162,19 @@ impl Desk {
         let method_options =
             ClientMethodOptions { context: Context::new().with_value(ClientRequestId::new(id.clone())) };
         let (asked, reply) = match question {
-            Question::Key => {
-                let options = KeyClientGetKeyOptions { key_version: self.kek.version.clone(), method_options };
+            Question::Key | Question::Version(_) => {
+                let key_version = match question {
+                    Question::Version(version) => Some(version.clone()),
+                    _ => self.kek.version.clone(),
+                };
+                let options = KeyClientGetKeyOptions { key_version, method_options };
                 let reply = client.get_key(&self.kek.name, Some(options)).await;
                 (Asked::Key, reply.map(|response| response.deconstruct()))
+            }
+            Question::Deleted => {
+                let options = KeyClientGetDeletedKeyOptions { method_options };
+                let reply = client.get_deleted_key(&self.kek.name, Some(options)).await;
+                (Asked::Deleted, reply.map(|response| response.deconstruct()))
             }
             Question::Unwrap { version, blob } => {
                 let parameters = KeyOperationParameters {
@@ -206,6 +221,7 @@ fn read(headers: &Headers, body: ResponseBody, asked: Asked, ids: CallIds) -> Re
             let time = errors::header(headers, "date").and_then(|date| azure_core::time::parse_rfc7231(&date).ok());
             VaultKey::parse(&body, time.map(Into::into)).map(Answer::Key)
         }
+        Asked::Deleted => DeletedKey::parse(&body).map(Answer::Deleted),
         Asked::Unwrap => key::unwrapped(&body).map(|secret| Answer::Secret(Unwrapped { secret, ids: ids.clone() })),
     };
     if let Ok(mut bytes) = Bytes::from(body).try_into_mut() {
