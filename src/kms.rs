@@ -30,10 +30,14 @@ use std::time::{Duration, SystemTime};
 pub struct KekId(pub String);
 
 impl KekId {
-    /// Whether the two name one and the same key: a raw key is what its fingerprint says, wherever it comes from.
+    /// What the key is, wherever it is: the fingerprint of a raw key, and the whole id of any other.
+    pub fn identity(&self) -> &str {
+        local::fingerprint_of(self).unwrap_or(&self.0)
+    }
+
+    /// Whether the two name one and the same key.
     pub fn is_same_key(&self, other: &Self) -> bool {
-        let fingerprint = local::fingerprint_of;
-        self == other || fingerprint(self).is_some_and(|this| fingerprint(other) == Some(this))
+        self.identity() == other.identity()
     }
 }
 

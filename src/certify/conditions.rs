@@ -79,7 +79,10 @@ fn only_ciphertext(evidence: &Evidence, record: &VolumeRecord) -> Row {
     let (met, words) = if scan.foreign_count > 0 {
         (
             Met::Contradicted,
-            format!("{} places in the store are not ciphertext of kmsfs; they are listed.{names}", scan.foreign_count),
+            format!(
+                "Places in the store that are not ciphertext of kmsfs: {}. They are listed.{names}",
+                scan.foreign_count
+            ),
         )
     } else {
         let words = format!(

@@ -11,7 +11,8 @@ h1 { font-size: 1.7rem; margin: 0 0 .2rem } h2 { font-size: 1.15rem; margin: 1.6
 .verdict { border: 2px solid; padding: .8rem 1rem; margin: 1rem 0; break-inside: avoid }
 .verdict b { font-size: 1.25rem; display: block } .destroyed { border-color: #176b2c; background: #eef8f0 }
 .readable { border-color: #9b1c1c; background: #fcefef } .open { border-color: #8a6100; background: #fdf7e7 }
-table { border-collapse: collapse; width: 100%; font-size: 9.5pt } tr { break-inside: avoid }
+table { border-collapse: collapse; width: 100%; font-size: 9.5pt } td { overflow-wrap: anywhere }
+.conditions { table-layout: fixed } .conditions th:first-child { width: 36% } .conditions th:nth-child(2) { width: 6.5rem } tr { break-inside: avoid }
 th, td { text-align: left; vertical-align: top; padding: .3rem .5rem; border-bottom: 1px solid #bbb }
 th { font-weight: 600; width: 11rem } thead th { border-bottom: 2px solid #444; width: auto } thead { display: table-header-group }
 code { font: 9pt/1.3 'DejaVu Sans Mono', Menlo, Consolas, monospace; overflow-wrap: anywhere }
@@ -145,7 +146,7 @@ fn store(out: &mut String, certificate: &Value) -> std::fmt::Result {
         text(&store["not_tested"])
     );
     row(out, "randomness", &tests)?;
-    row(out, "not ciphertext", &format!("{} places", text(&store["not_ciphertext_count"])))?;
+    row(out, "not ciphertext", &format!("places: {}", text(&store["not_ciphertext_count"])))?;
     row(
         out,
         "root of all headers",
@@ -173,7 +174,7 @@ fn store(out: &mut String, certificate: &Value) -> std::fmt::Result {
 fn conditions(out: &mut String, certificate: &Value) -> std::fmt::Result {
     writeln!(
         out,
-        "<h2>Conditions for cryptographic erase</h2><table><thead><tr><th>condition</th><th>result</th><th>evidence</th></tr></thead>"
+        "<h2>Conditions for cryptographic erase</h2><table class=\"conditions\"><thead><tr><th>condition</th><th>result</th><th>evidence</th></tr></thead>"
     )?;
     for condition in items(&certificate["conditions"]) {
         let result = text(&condition["result"]);

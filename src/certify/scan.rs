@@ -233,8 +233,7 @@ impl Run<'_> {
                 self.foreign(&entry.name, "not a file of kmsfs, in the volume's directory");
             }
         }
-        let known: [(&str, fn(&[u8]) -> bool); 2] = [("journal", is_of_journal), ("audit", is_of_audit)];
-        for (directory, is_known) in known {
+        for (directory, is_known) in [("journal", is_of_journal as fn(&[u8]) -> bool), ("audit", is_of_audit)] {
             for entry in root.open_dir(directory.as_bytes())?.list()? {
                 if !is_known(&entry.name) {
                     let path = [directory.as_bytes(), b"/", &entry.name].concat();

@@ -39,9 +39,8 @@ impl Trail {
             let Some(read) = line.read else { continue };
             match read.event.as_str() {
                 "init" => trail.made = Some(clean(&read.time)),
-                // The line of its end follows; one that never ended counts as well.
-                "import" => trail.imports.push(shown(&read.value, "source")),
-                "export" => trail.exports.push(shown(&read.value, "target")),
+                "import" => add(&mut trail.imports, shown(&read.value, "source"), "source"),
+                "export" => add(&mut trail.exports, shown(&read.value, "target"), "target"),
                 _ => (),
             }
             if let ("init" | "mount" | "kek-version", Some(kek)) = (read.event.as_str(), read.value["kek"].as_str()) {
@@ -75,6 +74,14 @@ impl Trail {
             "keys_not_in_the_record": self.other_keks(keys),
         })
     }
+}
+
+/// Adds what a line says. The line of an end takes the place of that of the beginning; what never ended counts as well.
+fn add(list: &mut Vec<Value>, line: Value, other: &str) {
+    if list.last().is_some_and(|last| last["files"] == 0 && last[other] == line[other]) {
+        list.pop();
+    }
+    list.push(line);
 }
 
 /// What a line says of an import or export.

@@ -105,7 +105,7 @@ fn judge(evidence: &Evidence) -> Result<(), Failure> {
         Verdict::NotShown => Err(Failure::new(Exit::KmsUnreachable, "it was not shown of every key what became of it")
             .hint("the certificate says what is missing; mend that, and certify again")),
         _ if evidence.scan.foreign_count > 0 => {
-            let message = format!("{} places in the store are not ciphertext", evidence.scan.foreign_count);
+            let message = format!("places in the store that are not ciphertext: {}", evidence.scan.foreign_count);
             Err(Failure::new(Exit::Damage, message).hint("look at each; what is nobody's can be removed"))
         }
         _ => Ok(()),
@@ -128,7 +128,9 @@ fn gather(arguments: &Certify, volume: &Volume) -> Result<Option<Evidence>, Fail
     let (options, read, stop) = (&options, &read, &*stop);
     let evidence = std::thread::scope(|scope| {
         // Whoever waits is there until then.
-        scope.spawn(move || done.send(certify::gather(volume, options, mounted, threads, read, stop)));
+        scope.spawn(move || {
+            let _ = done.send(certify::gather(volume, options, mounted, threads, read, stop));
+        });
         loop {
             match ended.recv_timeout(SHOWN_EVERY) {
                 Ok(evidence) => break evidence,

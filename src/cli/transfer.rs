@@ -98,16 +98,28 @@ pub fn import(arguments: &Import) -> Result<(), Failure> {
     let source = DirStore::open(directory).map_err(|error| of_directory(directory, &error))?;
     let stop = stop()?;
     let opened = import_into(path, arguments.common.kek.as_deref(), &stop)?;
+    let outcome = fill(arguments, &source.root(), &opened, &stop);
+    // Also what was refused has to leave the volume as if it had been unmounted.
+    let finished = opened.finish(path);
+    outcome.and(finished)
+}
+
+fn fill(
+    arguments: &Import,
+    source: &Arc<dyn StoreDir>,
+    opened: &Opened,
+    stop: &Arc<AtomicBool>,
+) -> Result<(), Failure> {
+    let (directory, path) = (&arguments.directory, &arguments.volume);
     let place = arguments.common.state.clone().unwrap_or_else(|| path.join(IMPORT_STATE));
     let root = opened.plain.root();
     if !State::exists(&place) && !is_empty(&*root, path)? {
         let message = format!("{} is not empty, and no import into it was begun", path.display());
         return Err(Failure::new(Exit::Usage, message).hint("import into a new volume, or copy through a mount"));
     }
-    let plain = Arc::clone(&opened.plain);
-    let commit = move || plain.commit();
-    let sides: Sides<'_> = (source.root(), root, &commit);
-    run(Way::In, &arguments.common, (path, directory), opened, &place, sides, &stop)
+    let commit = || opened.plain.commit();
+    let sides: Sides<'_> = (Arc::clone(source), root, &commit);
+    run(Way::In, &arguments.common, (path, directory), opened, &place, sides, stop)
 }
 
 pub fn export(arguments: &Export) -> Result<(), Failure> {
@@ -132,7 +144,7 @@ pub fn export(arguments: &Export) -> Result<(), Failure> {
     }
     let root = target.root();
     let stop = stop()?;
-    run(Way::Out, &arguments.common, (path, directory), opened, &place, (source, root, &|| target.sync_all()), &stop)
+    run(Way::Out, &arguments.common, (path, directory), &opened, &place, (source, root, &|| target.sync_all()), &stop)
 }
 
 type Sides<'a> = (Arc<dyn StoreDir>, Arc<dyn StoreDir>, &'a (dyn Fn() -> std::io::Result<()> + Sync));
@@ -142,7 +154,7 @@ fn run(
     way: Way,
     common: &Common,
     (path, directory): (&Path, &Path),
-    opened: Opened,
+    opened: &Opened,
     place: &Path,
     (source, target, commit): Sides<'_>,
     stop: &Arc<AtomicBool>,
@@ -152,7 +164,7 @@ fn run(
     let volume = opened.plain.fs().volume().record().id;
     let key = Secret32::from_slice(opened.transfers.expose()).unwrap_or_else(Secret32::random);
     let state = State::open(place, way.name(), volume.to_string(), key).map_err(|error| of_state(place, &error))?;
-    note(way, path, &opened, &label, None);
+    note(way, path, opened, &label, None);
     let begin = Instant::now();
     let progress = Progress::default();
     let threads = common.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
@@ -161,10 +173,7 @@ fn run(
     let copy = Copy { source, target, commit, state: &state, reserved, threads, progress: &progress, stop };
     let ended = shown(&copy, way).map_err(|error| Failure::of_store(directory, &error))?;
     drop(copy);
-    note(way, path, &opened, &label, Some(&ended));
-    if way == Way::In {
-        opened.finish(path)?;
-    }
+    note(way, path, opened, &label, Some(&ended));
     if ended.complete && ended.notes.is_empty() {
         state.finish().map_err(|error| Failure::of_store(place, &error))?;
         if reserved.is_some() {

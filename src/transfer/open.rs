@@ -6,10 +6,11 @@ use crate::crypto::derive::VolumeKeys;
 use crate::failure::{Exit, Failure};
 use crate::fs::Fs;
 use crate::fs::volume::{Holder, Holding, Volume};
-use crate::journal::{LOG_LEN, recovery};
+use crate::journal::{Journal, LOG_LEN, recovery};
 use crate::kms::{ConnectOptions, Kms, connect};
 use crate::lease::Leases;
 use crate::store::dir::DirStore;
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -54,11 +55,11 @@ impl Opened {
 pub fn import_into(path: &Path, kek: Option<&str>, stop: &AtomicBool) -> Result<Opened, Failure> {
     let volume = Volume::open(path).map_err(|error| Failure::of_volume(path, error))?;
     let holding = hold(path, "kmsfs import", false)?;
-    let of_store = |error: std::io::Error| Failure::of_store(path, &error);
-    let (directory, tree) = (volume.journal().map_err(of_store)?, volume.tree().map_err(of_store)?);
-    let (journal, _) = recovery::open(&*directory, &*tree, LOG_LEN).map_err(of_store)?;
-    let context = volume.context(journal);
-    let opened = unlock(path, volume, context, holding, kek, false)?;
+    // Nothing is changed before the key is there.
+    let opened = unlock(path, volume, holding, kek, false, |volume| {
+        let (directory, tree) = (volume.journal()?, volume.tree()?);
+        Ok(recovery::open(&*directory, &*tree, LOG_LEN)?.0)
+    })?;
     let fs = opened.plain.fs();
     if fs.wants_sweep() {
         // What is not complete since a crash is found before anything is compared with it.
@@ -76,15 +77,14 @@ pub fn import_into(path: &Path, kek: Option<&str>, stop: &AtomicBool) -> Result<
 pub fn export_from(path: &Path, kek: Option<&str>) -> Result<Opened, Failure> {
     let volume = Volume::open(path).map_err(|error| Failure::of_volume(path, error))?;
     let holding = hold(path, "kmsfs export", true)?;
-    let of_store = |error: std::io::Error| Failure::of_store(path, &error);
+    let of_store = |error: io::Error| Failure::of_store(path, &error);
     let (journal, clean) = recovery::read_only(&*volume.journal().map_err(of_store)?).map_err(of_store)?;
     if !clean {
         let message = format!("{} was not unmounted, and has to be recovered first", path.display());
         return Err(Failure::new(Exit::NeedsRecovery, message)
             .hint(format!("mount it once, or: kmsfs fsck --recover {}", path.display())));
     }
-    let context = volume.context(journal);
-    unlock(path, volume, context, holding, kek, true)
+    unlock(path, volume, holding, kek, true, |_| Ok(journal))
 }
 
 fn hold(path: &Path, who: &str, shared: bool) -> Result<Holding, Failure> {
@@ -103,10 +103,10 @@ fn hold(path: &Path, who: &str, shared: bool) -> Result<Holding, Failure> {
 fn unlock(
     path: &Path,
     volume: Volume,
-    context: Arc<crate::file::Context>,
     holding: Holding,
     kek: Option<&str>,
     read_only: bool,
+    journal: impl FnOnce(&Volume) -> io::Result<Journal>,
 ) -> Result<Opened, Failure> {
     crate::crypto::cipher::self_test()
         .map_err(|_| Failure::new(Exit::Failure, "this machine's AES-256-GCM gives wrong answers"))?;
@@ -127,6 +127,7 @@ fn unlock(
     let VolumeKeys { transfers, audit_mac: audit, .. } = VolumeKeys::from(&volume_key);
     let leases = Leases::new(kms, record.id, NonZeroUsize::new(LEASES).unwrap_or(NonZeroUsize::MIN));
     let store = DirStore::open(path).map_err(|error| Failure::of_store(path, &error))?;
+    let context = volume.context(journal(&volume).map_err(|error| Failure::of_store(path, &error))?);
     let fs = Fs::new(volume, Arc::new(store), context, Arc::new(leases), volume_key, read_only)
         .map_err(|error| Failure::new(Exit::Store, format!("the volume cannot be read: {error:?}")))?;
     if !fs.root_is_whole() {

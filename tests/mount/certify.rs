@@ -1,5 +1,7 @@
 //! Certificates: in every state of a key they say what can be shown, and never more.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that goes wrong")]
+
 use crate::harness::{Ended, Volume, bytes, until};
 use crate::vault::Vault;
 use serde_json::Value;

@@ -1,5 +1,7 @@
 //! Raw keys from everywhere: files, commands, file descriptors, credentials; one key is the same key from each of them.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that goes wrong")]
+
 use crate::harness::{Ended, Volume, number, until};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
