@@ -78,7 +78,7 @@ fn write(out: &mut String, certificate: &Value, public: &str, file: &str) -> std
         "<footer>This page is for reading; what counts is the signed file <code>{}</code>, of which it says the same: \
          <code>kmsfs certify --verify {}</code>. Signed with Ed25519 by the key <code>{}</code> (fingerprint \
          <code>{}</code>); whose key that is has to be known from elsewhere. Nothing in this certificate was confirmed by \
-         the volume’s own key, which was not available.</footer></body></html>",
+         the volume’s own key.</footer></body></html>",
         escaped(file),
         escaped(file),
         escaped(public),
