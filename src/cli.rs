@@ -2,6 +2,7 @@
 //! Every command is a file of `cli/`, a `clap` argument struct and a `run` that returns [`Failure`].
 
 mod audit;
+mod certify;
 mod dev_vault;
 mod fsck;
 mod info;
@@ -13,6 +14,7 @@ mod report;
 mod rollback;
 mod scrub;
 mod status;
+mod transfer;
 mod umount;
 
 use crate::failure::{Exit, Failure};
@@ -56,6 +58,12 @@ enum Command {
     /// Accept an older version of a volume or of a file, which its rollback guard refuses
     #[command(subcommand)]
     Rollback(rollback::RollbackCommand),
+    /// Encrypt an existing directory into a volume, and verify it
+    Import(transfer::Import),
+    /// Decrypt a volume into a directory, and verify it
+    Export(transfer::Export),
+    /// Certify what became of a volume's keys after its owner took them away
+    Certify(certify::Certify),
     /// Make a mount unreadable until it is unlocked
     Lock(lock::Lock),
     /// Make a mount readable again that was locked by hand, if the KMS grants its key
@@ -90,6 +98,9 @@ pub fn run() -> ExitCode {
         Command::Fsck(command) => fsck::run(&command),
         Command::Scrub(command) => scrub::run(&command),
         Command::Rollback(command) => rollback::run(&command),
+        Command::Certify(command) => certify::run(&command),
+        Command::Import(command) => transfer::import(&command),
+        Command::Export(command) => transfer::export(&command),
         Command::Lock(command) => lock::lock(&command),
         Command::Unlock(command) => lock::unlock(&command),
         Command::DevVault(command) => dev_vault::run(command),

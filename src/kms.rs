@@ -9,12 +9,14 @@ mod connect;
 pub(crate) mod fake;
 mod kek;
 mod local;
+mod state;
 
 pub use azure::AzureKms;
 pub use backoff::Backoff;
 pub use connect::{ConnectOptions, Credentials, connect};
 pub use kek::{AzureKek, KekRef};
 pub use local::{KEY_MALFORMED, KEY_REPLACED, LocalKms};
+pub use state::KeyState;
 
 use crate::crypto::Secret32;
 use crate::units::VolumeId;
@@ -22,16 +24,20 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 /// The full name of a KEK *including its version*, as its own cloud writes it:
-/// `https://NAME.vault.azure.net/keys/KEY/VERSION`, or `file:PATH#FINGERPRINT` for a raw key.
+/// `https://NAME.vault.azure.net/keys/KEY/VERSION`; for a raw key `file:PATH#FINGERPRINT`,
+/// `credential:NAME#FINGERPRINT`, or `raw:FINGERPRINT` if it has no place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KekId(pub String);
 
 impl KekId {
-    /// Whether the two name one and the same key: a raw key is what its fingerprint says, wherever its file is.
+    /// What the key is, wherever it is: the fingerprint of a raw key, and the whole id of any other.
+    pub fn identity(&self) -> &str {
+        local::fingerprint_of(self).unwrap_or(&self.0)
+    }
+
+    /// Whether the two name one and the same key.
     pub fn is_same_key(&self, other: &Self) -> bool {
-        let fingerprint =
-            |id: &Self| id.0.strip_prefix("file:").and_then(|rest| Some(rest.rsplit_once('#')?.1.to_owned()));
-        self == other || fingerprint(self).is_some_and(|this| fingerprint(other) == Some(this))
+        self.identity() == other.identity()
     }
 }
 
@@ -139,6 +145,20 @@ pub trait Kms: Send + Sync {
     fn set_counter(&self, _kek: &KekId, _volume: VolumeId, _value: u64) -> Result<(), KmsError> {
         Err(KmsError::no_counter())
     }
+
+    /// What the service says has become of this version of the KEK, asked now, for whoever has to prove it. Without
+    /// evidence it is [`KeyState::NotShown`], and so is every failure.
+    fn key_state(&self, _key: &KekId) -> KeyState {
+        KeyState::NotShown("this kind of key does not say".to_owned())
+    }
+
+    /// What whoever relies on this key should know, a line each.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The volume is locked: wipes what is kept of the KEK itself, where anything is.
+    fn forget(&self) {}
 
     /// The longest that one call may take, its own retries included.
     fn deadline(&self) -> Duration;

@@ -166,12 +166,18 @@ pub trait StoreFile: Send + Sync {
     fn sync(&self, data_only: bool) -> io::Result<()>;
     /// The inode itself.
     fn inode(&self) -> &dyn Inode;
+    /// Lets the system drop what it keeps of the content in memory, so that it is read from the disk again; a hint.
+    fn uncache(&self) {}
 }
 
 /// An inode of any kind, whether it still has a name or not.
 pub trait Inode: Send + Sync {
     /// Its attributes.
     fn stat(&self) -> io::Result<Stat>;
+    /// Which filesystem it is on; inode numbers are those of one filesystem.
+    fn device(&self) -> io::Result<u64> {
+        Ok(0)
+    }
     /// Sets the permission bits, setuid, setgid and sticky.
     fn set_permissions(&self, permissions: u32) -> io::Result<()>;
     /// Sets the owner, the group, or both.

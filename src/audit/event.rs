@@ -218,6 +218,28 @@ pub enum Event {
         /// What was found wrong.
         damaged: u64,
     },
+    /// Files that existed in the clear were encrypted into the volume; where they came from, they may exist still.
+    Import {
+        /// What the operator calls the source, or its device and inode.
+        source: String,
+        /// Files that are in the volume from there.
+        files: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// It came to its end, with nothing left out.
+        complete: bool,
+    },
+    /// Files of the volume were written in the clear to somewhere else.
+    Export {
+        /// What the operator calls the target, or its device and inode.
+        target: String,
+        /// Files that were written.
+        files: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// It came to its end, with nothing left out.
+        complete: bool,
+    },
     /// Authenticates all lines before this one.
     Checkpoint {
         /// See [`super::mac`].
@@ -329,6 +351,8 @@ impl Event {
             Self::Rollback { .. } => "rollback",
             Self::RollbackAccepted { .. } => "rollback-accepted",
             Self::Check { .. } => "check",
+            Self::Import { .. } => "import",
+            Self::Export { .. } => "export",
             Self::Checkpoint { .. } => "checkpoint",
             Self::Repeated { .. } => "repeated",
             Self::Lost { .. } => "lost",

@@ -13,7 +13,8 @@ use std::path::PathBuf;
 pub struct Init {
     /// The directory to make: empty, or not there yet
     volume: PathBuf,
-    /// The key: https://NAME.vault.azure.net/keys/KEY[/VERSION], or file:PATH
+    /// The key: https://NAME.vault.azure.net/keys/KEY[/VERSION]; a raw key: file:PATH, cmd:COMMAND, fd:NUMBER or
+    /// credential:NAME
     #[arg(long)]
     kek: String,
     /// Size of the pieces that are encrypted one by one: a power of two from 4K to 1M
@@ -29,11 +30,8 @@ pub struct Init {
 
 pub fn run(arguments: &Init) -> Result<(), Failure> {
     let kms = connect(&arguments.kek, &ConnectOptions::from_variables(|name| std::env::var(name).ok()))?;
-    // A relative path would mean something else wherever the volume is mounted from.
-    let reference = match arguments.kek.parse::<KekRef>()? {
-        KekRef::File(path) => format!("file:{}", std::path::absolute(&path).unwrap_or(path).display()),
-        other => other.to_string(),
-    };
+    kms.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let reference = arguments.kek.parse::<KekRef>()?.recorded();
     let options = InitOptions {
         chunk_size: arguments.chunk_size,
         files_per_envelope: arguments.files_per_envelope,

@@ -205,7 +205,7 @@ fn in_background(options: &MountOptions) -> Result<(), Failure> {
     let result = serve(options, |stage| {
         match stage {
             Stage::Waiting(why) => return report(&Report::Waiting { why }),
-            Stage::Warning(what) => return report(&Report::Warning { what }),
+            Stage::Warned(what) => return report(&Report::Warning { what }),
             Stage::Ready => (),
         }
         mounted = true;

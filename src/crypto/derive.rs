@@ -15,6 +15,7 @@ const VOLUME_LONG_NAMES: &str = "kmsfs v1 2026-11 volume long name hash, BLAKE3 
 const VOLUME_SYMLINKS: &str = "kmsfs v1 2026-11 volume symbolic links, XAES-256-GCM";
 const VOLUME_XATTR_NAMES: &str = "kmsfs v1 2026-11 volume xattr names, AES-256-SIV";
 const VOLUME_XATTR_VALUES: &str = "kmsfs v1 2026-11 volume xattr values, XAES-256-GCM";
+const VOLUME_TRANSFERS: &str = "kmsfs v1 2026-11 volume transfers, BLAKE3 keyed";
 const VOLUME_AUDIT_MAC: &str = "kmsfs v1 2026-11 volume audit log MAC, BLAKE3 keyed";
 const VOLUME_LEDGER_MAC: &str = "kmsfs v1 2026-11 volume ledger MAC, BLAKE3 keyed";
 
@@ -67,6 +68,8 @@ pub struct VolumeKeys {
     pub audit_mac: Secret32,
     /// BLAKE3 key of the MACs of the ledger's blocks.
     pub ledger_mac: Secret32,
+    /// BLAKE3 key of what the state of an import or export remembers of paths and contents.
+    pub transfers: Secret32,
 }
 
 impl From<&Secret32> for VolumeKeys {
@@ -81,6 +84,7 @@ impl From<&Secret32> for VolumeKeys {
             xattr_values: key(VOLUME_XATTR_VALUES),
             audit_mac: key(VOLUME_AUDIT_MAC),
             ledger_mac: key(VOLUME_LEDGER_MAC),
+            transfers: key(VOLUME_TRANSFERS),
         }
     }
 }
@@ -137,12 +141,13 @@ mod tests {
             &volume.xattr_values,
             &volume.audit_mac,
             &volume.ledger_mac,
+            &volume.transfers,
         ];
         let prints: Vec<String> = all.iter().map(|secret| fingerprint(secret)).collect();
         assert_eq!(prints, FROZEN, "a derivation changed: existing volumes could not be read any more");
     }
 
-    const FROZEN: [&str; 14] = [
+    const FROZEN: [&str; 15] = [
         "1c719a42a48635b5",
         "3e60fc1f68e617f6",
         "31c3e606763b27cb",
@@ -157,6 +162,7 @@ mod tests {
         "29ada2f0f719eb31",
         "bc9a52f5de197879",
         "decd61fb11b28432",
+        "ae4428accddc81e4",
     ];
 
     #[test]

@@ -42,7 +42,7 @@ pub enum Stage {
     /// The KMS does not give the key yet, for this reason.
     Waiting(String),
     /// Something that whoever mounts should know, though it goes on.
-    Warning(String),
+    Warned(String),
     /// The mount answers.
     Ready,
 }
@@ -77,10 +77,11 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     let (kms, volume_key) = wait_for_volume_key(options, &volume, &trail, &mut reached)?;
     volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?;
     let subject = Subject { volume: &volume, volume_key: &volume_key, kms: &kms, counter, unclean };
-    let warn = |what: String| {
+    let mut warn = |what: String| {
         tracing::warn!("{what}");
-        reached(Stage::Warning(what));
+        reached(Stage::Warned(what));
     };
+    kms.warnings().into_iter().for_each(&mut warn);
     let guard = match &options.guard {
         Some(guard) => Guard::open(guard, &subject, options.flags.read_only, &trail.recorder(), warn)?,
         None => None,

@@ -114,11 +114,19 @@ fn settings(options: &MountOptions) -> Settings {
         ("on_revoked", policy.when_revoked().name().to_owned()),
         ("kms_rate", options.kms_rate.to_string()),
         ("options", set.join(",")),
-        ("kek", options.kek.as_deref().map(clean).unwrap_or_default()),
+        ("kek", options.kek.as_deref().map(kek).unwrap_or_default()),
         ("volume_id", options.volume_id.map(|id| id.to_string()).unwrap_or_default()),
         ("audit_keep", keep),
         ("rollback_guard", options.guard.as_ref().map(|guard| clean(&guard.place.to_string())).unwrap_or_default()),
         ("on_rollback", options.guard.as_ref().map_or("", |guard| on_rollback(guard.warn)).to_owned()),
     ];
     Settings { values: values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }
+}
+
+/// Where the key is, without the arguments of a command that prints it.
+fn kek(reference: &str) -> String {
+    match reference.strip_prefix("cmd:") {
+        Some(line) => clean(&format!("cmd:{}", line.split_whitespace().next().unwrap_or_default())),
+        None => clean(reference),
+    }
 }

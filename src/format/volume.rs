@@ -3,7 +3,7 @@
 
 use super::{ChunkSize, Malformed, Reader};
 use crate::crypto::Secret32;
-use crate::kms::{KekId, MAX_WRAPPED_LEN, WrapAlgorithm, Wrapped};
+use crate::kms::{KekId, KekRef, MAX_WRAPPED_LEN, WrapAlgorithm, Wrapped};
 use crate::units::{Epoch, KekGeneration, VolumeId};
 
 const MAGIC: [u8; 8] = *b"kmsfs/V\0";
@@ -191,6 +191,10 @@ fn parse_kek(reader: &mut Reader<'_>) -> Result<Kek, Malformed> {
     }
     let mut text = |len| String::from_utf8(reader.bytes(len)?.to_vec()).map_err(|_| Malformed::Field("KEK id"));
     let (reference, id) = (text(reference_len)?, text(id_len)?);
+    if !KekRef::is_recordable(&reference) {
+        // Nobody may have a command run, or a descriptor read, by writing to a volume's directory.
+        return Err(Malformed::Field("KEK reference"));
+    }
     let blob = reader.bytes(blob_len)?.to_vec();
     Ok(Kek { generation, role, reference, volume_key: Wrapped { kek: KekId(id), algorithm, blob } })
 }
@@ -245,6 +249,16 @@ mod tests {
             assert!(VolumeRecord::parse(&bytes[..at]).is_err(), "length {at}");
         }
         assert!(VolumeRecord::parse(&[&bytes[..], &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn a_record_that_names_a_command_or_a_descriptor_is_refused() {
+        for reference in ["cmd:touch /tmp/x", "fd:3"] {
+            let mut named = record();
+            reference.clone_into(&mut named.keks[1].reference);
+            let bytes = named.encode(&key());
+            assert_eq!(VolumeRecord::parse(&bytes), Err(Malformed::Field("KEK reference")));
+        }
     }
 
     #[test]

@@ -336,6 +336,14 @@ impl Fs {
         Ok(())
     }
 
+    /// Lets what was committed of a file be read from the disk again.
+    ///
+    /// # Errors
+    /// If the handle is none.
+    pub fn uncache(&self, handle: u64) -> Result<()> {
+        self.file_handle(handle).map(|(_, file)| file.store().uncache())
+    }
+
     /// Gives up a handle.
     pub fn release(&self, handle: u64) {
         let Some(Handle::File { ino, file, writes }) = self.handles.write().remove(&handle) else { return };

@@ -30,6 +30,12 @@ const LINKS: &[u8] = b"links";
 /// What a crash left of files that were being written.
 const LOST: &[u8] = b"lost";
 
+/// Whether kmsfs itself gives this name to something in a volume's directory.
+pub fn is_own_entry(name: &[u8]) -> bool {
+    let own = [RECORD, TREE, JOURNAL, AUDIT, LINKS, LOST, holder::NAME.as_bytes(), b"import.state", b"ledger.kmsfs"];
+    own.contains(&name) || name.starts_with(b"volume.kmsfs.new-") || name == b"lost+found"
+}
+
 /// The default of `--files-per-envelope` (performance.md has the figures).
 pub const FILES_PER_ENVELOPE: u32 = 1024;
 
@@ -248,6 +254,11 @@ impl Volume {
     /// The store's.
     pub fn tree(&self) -> io::Result<Arc<dyn StoreDir>> {
         self.root.open_dir(TREE)
+    }
+
+    /// The volume's directory itself.
+    pub fn root(&self) -> &Arc<dyn StoreDir> {
+        &self.root
     }
 
     /// The directory of the journal.

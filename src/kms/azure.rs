@@ -9,7 +9,9 @@ mod errors;
 mod key;
 mod worker;
 
-use super::{AzureKek, ConnectOptions, Facts, KekId, Kms, KmsError, KmsErrorKind, Unwrapped, WrapAlgorithm, Wrapped};
+use super::{
+    AzureKek, ConnectOptions, Facts, KekId, KeyState, Kms, KmsError, KmsErrorKind, Unwrapped, WrapAlgorithm, Wrapped,
+};
 use crate::crypto::Secret32;
 use crate::units::VolumeId;
 use key::{PublicHalf, VaultKey};
@@ -44,15 +46,49 @@ impl AzureKms {
     }
 
     fn ask_for(&self, version: Option<String>) -> Result<VaultKey, KmsError> {
-        match self.worker.ask(Question::Key(version))? {
+        match self.worker.ask(version.map_or(Question::Key, Question::Version))? {
             Answer::Key(key) => Ok(key),
-            Answer::Secret(_) => Err(errors::not_key_vault("it answered another question")),
+            _ => Err(errors::not_key_vault("it answered another question")),
         }
     }
 
     fn fetch(&self) -> Result<Arc<PublicHalf>, KmsError> {
         let key = self.ask()?;
         Ok(Arc::new(key.public_half(&self.kek, SystemTime::now())?))
+    }
+
+    /// What the vault says of a version. Only its own words count: whatever else answers, or refuses to, shows nothing.
+    fn state(&self, version: &str) -> KeyState {
+        let not_shown = |error: &KmsError| KeyState::NotShown(error.to_string());
+        match self.worker.ask(Question::Version(version.to_owned())) {
+            Ok(Answer::Key(key)) => match key.facts() {
+                Ok(facts) if facts.enabled == Some(false) => KeyState::Suspended,
+                Ok(_) => KeyState::Usable,
+                Err(error) => not_shown(&error),
+            },
+            Ok(_) => KeyState::NotShown("the vault answered another question".to_owned()),
+            // Some vaults show a disabled key, and some do not.
+            Err(error) if error.code.as_deref() == Some("KeyDisabled") => KeyState::Suspended,
+            Err(error) if is_missing(&error) => self.state_of_missing(version),
+            Err(error) => not_shown(&error),
+        }
+    }
+
+    /// What has become of a version that the vault does not have.
+    fn state_of_missing(&self, version: &str) -> KeyState {
+        let still_missing = || {
+            let again = self.worker.ask(Question::Version(version.to_owned()));
+            again.err().is_some_and(|error| is_missing(&error))
+        };
+        match self.worker.ask(Question::Deleted) {
+            Ok(Answer::Deleted(deleted)) => deleted.state(),
+            Ok(_) => KeyState::NotShown("the vault answered another question".to_owned()),
+            // Asked once more: it may have been recovered between the two answers.
+            Err(error) if is_missing(&error) && still_missing() => KeyState::Destroyed,
+            Err(error) => KeyState::NotShown(format!(
+                "the vault has no such key, and does not show whether a deleted one can be brought back: {error}"
+            )),
+        }
     }
 
     /// The version of ours that wrapped this.
@@ -96,7 +132,7 @@ impl Kms for AzureKms {
         let version = self.version(wrapped)?;
         match self.worker.ask(Question::Unwrap { version, blob: wrapped.blob.clone() })? {
             Answer::Secret(unwrapped) => Ok(unwrapped),
-            Answer::Key(_) => Err(errors::not_key_vault("it answered another question")),
+            _ => Err(errors::not_key_vault("it answered another question")),
         }
     }
 
@@ -132,6 +168,19 @@ impl Kms for AzureKms {
         Ok(())
     }
 
+    fn key_state(&self, key: &KekId) -> KeyState {
+        let not_shown = |what: &str| KeyState::NotShown(format!("{key} {what}"));
+        let Ok(recorded) = AzureKek::parse(&key.0) else { return not_shown("is no Key Vault key") };
+        // A vault that never had the key would say that it is gone.
+        if recorded.host() != self.kek.host() {
+            return not_shown(&format!("is of another vault than the one that was asked, {}", self.kek.host()));
+        }
+        match &recorded.version {
+            Some(version) if recorded.name.eq_ignore_ascii_case(&self.kek.name) => self.state(version),
+            _ => not_shown("is not the key that was asked for"),
+        }
+    }
+
     fn deadline(&self) -> Duration {
         self.deadline
     }
@@ -140,6 +189,11 @@ impl Kms for AzureKms {
 /// The name of the tag that holds a volume's counter.
 fn tag(volume: VolumeId) -> String {
     format!("kmsfs-{volume}")
+}
+
+/// Whether the vault itself says that there is no such key.
+fn is_missing(error: &KmsError) -> bool {
+    error.kind == KmsErrorKind::Refused && error.code.as_deref() == Some("KeyNotFound")
 }
 
 impl std::fmt::Debug for AzureKms {
@@ -161,6 +215,7 @@ mod tests {
             ca_file: None,
             deadline: Duration::from_secs(5),
             mount: None,
+            credentials_directory: None,
         };
         AzureKms::new(AzureKek::parse("https://v.localhost:1/keys/k").unwrap(), &options).unwrap()
     }
@@ -178,6 +233,21 @@ mod tests {
         ] {
             let error = kms.unwrap(&wrapped, VolumeId([0; 16])).unwrap_err();
             assert_eq!(error.kind, KmsErrorKind::Damaged, "{wrapped:?}");
+        }
+    }
+
+    #[test]
+    fn a_vault_that_never_had_a_key_is_not_believed_when_it_says_that_it_is_gone() {
+        let kms = kms();
+        for key in [
+            format!("https://other.localhost:1/keys/k/{VERSION}"),
+            format!("https://v.localhost:1/keys/other/{VERSION}"),
+            "https://v.localhost:1/keys/k".to_owned(),
+            "file:/k#0123456789abcdef".to_owned(),
+            // Nothing listens there.
+            format!("https://v.localhost:1/keys/k/{VERSION}"),
+        ] {
+            assert!(matches!(kms.key_state(&KekId(key.clone())), KeyState::NotShown(_)), "{key}");
         }
     }
 

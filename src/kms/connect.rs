@@ -1,6 +1,7 @@
 //! From the reference that a user writes to a provider that can be asked. Depends on the providers.
 //! Invariant: nothing in here talks to a network; what can be seen to be wrong without one is said at once.
 
+use super::kek::has_to_be_given;
 use super::{AzureKms, KekRef, Kms, KmsError, LocalKms};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub struct ConnectOptions {
     pub deadline: Duration,
     /// What the service's log shall call this client: the mount's id. Letters, digits, `-`, `_`, `.`.
     pub mount: Option<String>,
+    /// Where systemd put the credentials of the service that this runs in.
+    pub credentials_directory: Option<PathBuf>,
 }
 
 /// Which identity to show to Azure. Chosen by [`Credentials::choose`], in this order.
@@ -123,10 +126,13 @@ impl Credentials {
 }
 
 impl ConnectOptions {
-    /// The options that these variables describe: those of [`Credentials::choose`] and `KMSFS_CA_FILE`.
+    /// The options that these variables describe: those of [`Credentials::choose`], `KMSFS_CA_FILE`, and
+    /// `CREDENTIALS_DIRECTORY` as systemd sets it.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
-        let ca_file = variable("KMSFS_CA_FILE").filter(|path| !path.is_empty()).map(PathBuf::from);
-        Self { credentials: Credentials::choose(variable), ca_file, deadline: DEADLINE, mount: None }
+        let path = |name| variable(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let (ca_file, credentials_directory) = (path("KMSFS_CA_FILE"), path("CREDENTIALS_DIRECTORY"));
+        let credentials = Credentials::choose(variable);
+        Self { credentials, ca_file, deadline: DEADLINE, mount: None, credentials_directory }
     }
 }
 
@@ -138,6 +144,12 @@ impl ConnectOptions {
 pub fn connect(reference: &str, options: &ConnectOptions) -> Result<Arc<dyn Kms>, KmsError> {
     match reference.parse()? {
         KekRef::File(path) => Ok(Arc::new(LocalKms::new(&path)?)),
+        KekRef::Command(line) => Ok(Arc::new(LocalKms::command(&line, options.deadline)?)),
+        KekRef::Descriptor(number) => Ok(Arc::new(LocalKms::descriptor(number, options.deadline)?)),
+        KekRef::Credential(name) => {
+            Ok(Arc::new(LocalKms::credential(&name, options.credentials_directory.as_deref())?))
+        }
+        KekRef::Raw => Err(has_to_be_given()),
         KekRef::Azure(kek) => Ok(Arc::new(AzureKms::new(kek, options)?)),
     }
 }

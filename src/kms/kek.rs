@@ -2,6 +2,7 @@
 //! Invariant: a [`KekRef`] is complete: it has a scheme, a place and a key, and a wrong form is refused with
 //! the right one in the hint.
 
+use super::local::looks_like_a_key;
 use super::{KmsError, KmsErrorKind};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,11 @@ use std::str::FromStr;
 use url::Url;
 
 const AZURE_FORM: &str = "write it as https://NAME.vault.azure.net/keys/KEY, with /VERSION at the end to pin a version";
+const RAW_ANEW: &str = "make a new one with 'kmsfs key generate --output FILE', and name it with file:FILE";
 const FILE_FORM: &str = "write it as file:PATH, for example file:/etc/kmsfs/volume.key";
+const RAW_FORMS: &str = "say where it is, with --kek: file:PATH, cmd:COMMAND, fd:NUMBER or credential:NAME";
+/// How a volume records a raw key that comes from no place which could be recorded.
+const RAW: &str = "raw:";
 
 /// Which KEK, at which provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +23,30 @@ pub enum KekRef {
     Azure(AzureKek),
     /// A raw key in a file; the path is absolute.
     File(PathBuf),
+    /// A raw key that a command prints.
+    Command(String),
+    /// A raw key in an inherited file descriptor.
+    Descriptor(u32),
+    /// A raw key in a systemd credential of this name.
+    Credential(String),
+    /// A raw key that has to be given with each command.
+    Raw,
+}
+
+impl KekRef {
+    /// What a volume records of it. Whoever can write to a volume's directory can write another record, so a record
+    /// never names a command to be run, or what is open in the process that mounts.
+    pub fn recorded(&self) -> String {
+        match self {
+            Self::Command(_) | Self::Descriptor(_) | Self::Raw => RAW.to_owned(),
+            other => other.to_string(),
+        }
+    }
+
+    /// Whether a text may be what a volume records.
+    pub fn is_recordable(text: &str) -> bool {
+        !text.starts_with("cmd:") && !text.starts_with("fd:")
+    }
 }
 
 /// A Key Vault key by its URL.
@@ -91,8 +120,27 @@ impl FromStr for KekRef {
         if text.is_empty() {
             return Err(misconfigured("no KEK is named").hint(AZURE_FORM));
         }
+        let named = text.split_once(':').map_or(text, |(_, rest)| rest);
+        if looks_like_a_key(text) || looks_like_a_key(named) && !Path::new(named).exists() {
+            // Not repeated: whoever sees the message need not have seen the command line.
+            let error = misconfigured("a key itself was given instead of its name");
+            return Err(error.hint(format!("it was on the command line and is not secret any more: {RAW_ANEW}")));
+        }
         if let Some(path) = text.strip_prefix("file:") {
             return file(path);
+        }
+        if let Some(line) = text.strip_prefix("cmd:") {
+            return Ok(Self::Command(line.to_owned()));
+        }
+        if let Some(number) = text.strip_prefix("fd:") {
+            let wrong = || misconfigured(format!("'{text}' names no file descriptor")).hint("write it as fd:3");
+            return number.parse().map(Self::Descriptor).map_err(|_| wrong());
+        }
+        if let Some(name) = text.strip_prefix("credential:") {
+            return credential(name);
+        }
+        if text == RAW {
+            return Ok(Self::Raw);
         }
         if text.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://")) {
             return AzureKek::parse(text).map(Self::Azure);
@@ -133,6 +181,10 @@ impl fmt::Display for KekRef {
         match self {
             Self::Azure(kek) => kek.fmt(f),
             Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Command(line) => write!(f, "cmd:{line}"),
+            Self::Descriptor(number) => write!(f, "fd:{number}"),
+            Self::Credential(name) => write!(f, "credential:{name}"),
+            Self::Raw => f.write_str(RAW),
         }
     }
 }
@@ -150,6 +202,25 @@ fn file(path: &str) -> Result<KekRef, KmsError> {
     let absolute = std::path::absolute(path)
         .map_err(|error| misconfigured(format!("'file:{path}' cannot be made absolute: {error}")).hint(FILE_FORM))?;
     Ok(KekRef::File(absolute))
+}
+
+/// `credential:NAME`, where NAME is that of a file in the directory of the service's credentials, and leads nowhere else.
+fn credential(name: &str) -> Result<KekRef, KmsError> {
+    let is_name = (1..=255).contains(&name.len())
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'@'));
+    if is_name {
+        return Ok(KekRef::Credential(name.to_owned()));
+    }
+    let error = misconfigured(format!("'credential:{name}' names no systemd credential"));
+    Err(error
+        .hint("write it as credential:NAME, with the NAME of LoadCredential=; letters, digits, '-', '_', '.', '@'"))
+}
+
+/// That a raw key has to be given, because the volume could not record where it is.
+pub(super) fn has_to_be_given() -> KmsError {
+    misconfigured("the volume's key is a raw key that is recorded nowhere, and has to be given each time")
+        .hint(RAW_FORMS)
 }
 
 fn other_cloud(text: &str) -> Option<&'static str> {
@@ -200,9 +271,50 @@ mod tests {
 
     #[test]
     fn what_is_printed_parses_to_the_same_reference() {
-        for text in ["https://a.b:1/keys/k", "https://a.b/keys/k/0123456789abcdef0123456789abcdef", "file:/a b#c/d"] {
+        for text in [
+            "https://a.b:1/keys/k",
+            "https://a.b/keys/k/0123456789abcdef0123456789abcdef",
+            "file:/a b#c/d",
+            "cmd:a b",
+            "fd:3",
+            "credential:k",
+            "raw:",
+        ] {
             let parsed: KekRef = text.parse().unwrap();
             assert_eq!(parsed.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn the_other_places_of_raw_keys_are_taken_apart() {
+        assert_eq!("cmd:pass show 'a b'".parse(), Ok(KekRef::Command("pass show 'a b'".into())));
+        assert_eq!("fd:3".parse(), Ok(KekRef::Descriptor(3)));
+        assert_eq!("credential:kmsfs.key-1".parse(), Ok(KekRef::Credential("kmsfs.key-1".into())));
+        assert_eq!("raw:".parse(), Ok(KekRef::Raw));
+        for text in ["fd:", "fd:-1", "fd:3x", "credential:", "credential:a/b", "credential:..", "raw:x"] {
+            assert!(text.parse::<KekRef>().is_err_and(|error| error.hint.is_some()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_volume_records_never_runs_anything() {
+        for text in ["cmd:rm -rf /", "fd:3", "raw:"] {
+            let recorded = text.parse::<KekRef>().unwrap().recorded();
+            assert_eq!((recorded.as_str(), KekRef::is_recordable(&recorded)), ("raw:", true));
+        }
+        assert!(!KekRef::is_recordable("cmd:x") && !KekRef::is_recordable("fd:3"));
+        assert_eq!("credential:k".parse::<KekRef>().unwrap().recorded(), "credential:k");
+    }
+
+    #[test]
+    fn a_key_in_the_place_of_its_name_is_refused_and_not_repeated() {
+        const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+        for text in [KEY.to_owned(), format!("raw:{KEY}"), format!("file:{KEY}"), format!("key:{KEY}"), "ab".repeat(32)]
+        {
+            let error = text.parse::<KekRef>().unwrap_err();
+            assert!(error.message.contains("a key itself"), "{error}");
+            let all = format!("{error} {error:?}");
+            assert!(!all.contains("AAEC") && !all.contains("abab"), "{all}");
         }
     }
 

@@ -1,52 +1,54 @@
-//! A raw 32-byte key in a file as the KEK: for trials, for tests, and for keys that another tool delivers.
-//! The file is read anew at every call and the key is in memory for that call only, so to take the file away
-//! *is* to revoke the key. Depends on the seam and `crypto`.
-//! Invariant: what the file holds is either exactly one key or an error; nothing is stretched or cut.
+//! A raw 32-byte key as the KEK: in a file, printed by a command, in an inherited file descriptor, or as a systemd
+//! credential. It is asked for anew at every call wherever that is possible and is in memory for that call only, so to
+//! take it away *is* to revoke it. Depends on the seam and `crypto`.
+//! Invariant: what a source gives is either exactly one key or an error, and a key is the same key wherever it comes from.
 
-use super::{CallIds, Facts, KekId, Kms, KmsError, KmsErrorKind, Unwrapped, WrapAlgorithm, Wrapped};
+mod command;
+mod descriptor;
+mod file;
+mod text;
+mod words;
+mod wrap;
+
+use super::{CallIds, Facts, KekId, KeyState, Kms, KmsError, KmsErrorKind, Unwrapped, WrapAlgorithm, Wrapped};
 use crate::crypto::Secret32;
 use crate::units::VolumeId;
-use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::{Aes256Gcm, Nonce, Tag};
-use data_encoding::{BASE64, DecodeKind, HEXLOWER};
-use rustix::fs::{Mode, OFlags};
-use std::fs::File;
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::MetadataExt;
+use command::Command;
+use descriptor::Descriptor;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use zeroize::{Zeroize, Zeroizing};
+pub(super) use text::looks_like_a_key;
+use wrap::{NONCE_LEN, fingerprint, open, seal};
 
-/// Derives the key of one wrap from the KEK and the first half of the wrap's nonce. Frozen.
-const WRAP_CONTEXT: &str = "kmsfs 2026 local wrap v1";
-/// Derives the public fingerprint of a KEK. Frozen.
-const FINGERPRINT_CONTEXT: &str = "kmsfs 2026 local kek fingerprint v1";
-
-const NONCE_LEN: usize = 24;
-const SECRET_LEN: usize = 32;
-const TAG_LEN: usize = 16;
-/// nonce ‖ ciphertext ‖ tag.
-const BLOB_LEN: usize = NONCE_LEN + SECRET_LEN + TAG_LEN;
-/// 32 bytes in base64, its one `=` included.
-const TEXT_LEN: usize = 44;
-
-const HOW_TO_MAKE: &str = "make one with 'kmsfs key generate' or 'openssl rand -base64 32'";
-
-/// The code of a refusal because the file now holds another key than the one that wrapped.
+/// The code of a refusal because the source now gives another key than the one that wrapped.
 ///
 /// It is a refusal, not damage: the key that wrapped is gone from where its owner kept it, as when a Key Vault
 /// key was deleted and made anew under its old name. Were it damage, whoever overwrites the key to take the
 /// data away would wait for the whole offline grace. The exit code is still `WrongKey`.
 pub const KEY_REPLACED: &str = "KeyReplaced";
-/// The code of a refusal because the file that held the key holds no key any more.
+/// The code of a refusal because what gave the key gives no key any more.
 pub const KEY_MALFORMED: &str = "KeyMalformed";
 
-/// The KEK in a file.
+/// What the id of a raw key begins with that no place goes with: a command or a descriptor is none.
+const ANYWHERE: &str = "raw:";
+/// Hexadecimal digits of a fingerprint.
+const FINGERPRINT_LEN: usize = 16;
+
+/// A raw key as the KEK.
 #[derive(Debug)]
 pub struct LocalKms {
-    path: PathBuf,
-    /// The path as it is written into a [`KekId`].
-    name: String,
+    source: Source,
+    /// What messages call the source.
+    place: String,
+    /// What a [`KekId`] begins with: the place of the key, up to its fingerprint.
+    prefix: String,
+}
+
+#[derive(Debug)]
+enum Source {
+    File(PathBuf),
+    Command(Command),
+    Descriptor(Descriptor),
 }
 
 impl LocalKms {
@@ -60,31 +62,78 @@ impl LocalKms {
             KmsError::new(KmsErrorKind::Misconfigured, format!("the path '{}' is not UTF-8", path.display()))
                 .hint("the key's path is recorded in the volume as text: move the file")
         })?;
-        let kms = Self { path: path.to_owned(), name: name.to_owned() };
+        Self::tried(Source::File(path.to_owned()), format!("the key file '{name}'"), format!("file:{name}#"))
+    }
+
+    /// The systemd credential of this name, in the directory that the service manager gave.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Misconfigured`], also if there is no such directory.
+    pub fn credential(name: &str, directory: Option<&Path>) -> Result<Self, KmsError> {
+        let directory = directory.ok_or_else(|| {
+            let message = format!("the credential '{name}' cannot be looked up: CREDENTIALS_DIRECTORY is not set");
+            KmsError::new(KmsErrorKind::Misconfigured, message).hint(
+                "run kmsfs as a service with LoadCredential= or LoadCredentialEncrypted=, or name the key elsewhere",
+            )
+        })?;
+        let place = format!("the credential '{name}'");
+        Self::tried(Source::File(directory.join(name)), place, format!("credential:{name}#"))
+    }
+
+    /// The key that a command prints, each time within `bound`. It is run for the first time when it is needed.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Misconfigured`].
+    pub fn command(line: &str, bound: Duration) -> Result<Self, KmsError> {
+        let command = Command::new(line, bound)?;
+        let place = command.place();
+        Ok(Self { source: Source::Command(command), place, prefix: ANYWHERE.to_owned() })
+    }
+
+    /// The key in the file descriptor of this number, which this process has inherited.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Misconfigured`].
+    pub fn descriptor(number: u32, bound: Duration) -> Result<Self, KmsError> {
+        let place = format!("file descriptor {number}");
+        let descriptor = Descriptor::take(number, &place, bound)?;
+        Self::tried(Source::Descriptor(descriptor), place, ANYWHERE.to_owned())
+    }
+
+    /// Refuses what is there and holds no key.
+    fn tried(source: Source, place: String, prefix: String) -> Result<Self, KmsError> {
+        let kms = Self { source, place, prefix };
         match kms.read() {
             Err(error) if error.kind == KmsErrorKind::Misconfigured => Err(error),
-            _ => {
-                kms.warn_if_others_can_read();
-                Ok(kms)
-            }
+            _ => Ok(kms),
         }
     }
 
     fn read(&self) -> Result<Secret32, KmsError> {
-        read_key(&self.path)
+        match &self.source {
+            Source::File(path) => file::read(&self.place, path),
+            Source::Command(command) => text::parse(&self.place, &command.run()?),
+            Source::Descriptor(descriptor) => descriptor.read(&self.place),
+        }
+    }
+
+    /// The key, from a source that has given it before: one that gives something else now has lost it.
+    fn read_again(&self) -> Result<Secret32, KmsError> {
+        let lost = |error: KmsError| match error.kind {
+            KmsErrorKind::Misconfigured => {
+                KmsError { kind: KmsErrorKind::Refused, code: Some(KEY_MALFORMED.into()), ..error }
+            }
+            _ => error,
+        };
+        match &self.source {
+            // What keeps a command from being run says nothing about the key.
+            Source::Command(command) => text::parse(&self.place, &command.run()?).map_err(lost),
+            _ => self.read().map_err(lost),
+        }
     }
 
     fn id(&self, kek: &Secret32) -> KekId {
-        KekId(format!("file:{}#{}", self.name, fingerprint(kek)))
-    }
-
-    fn warn_if_others_can_read(&self) {
-        if let Ok(metadata) = std::fs::metadata(&self.path)
-            && metadata.mode() & 0o077 != 0
-        {
-            let mode = format!("{:04o}", metadata.mode() & 0o7777);
-            tracing::warn!(path = %self.name, mode, "the key file is open to group or others; chmod 600 it");
-        }
+        KekId(format!("{}{}", self.prefix, fingerprint(kek)))
     }
 }
 
@@ -100,17 +149,12 @@ impl Kms for LocalKms {
 
     fn unwrap(&self, wrapped: &Wrapped, volume: VolumeId) -> Result<Unwrapped, KmsError> {
         let recorded = recorded_fingerprint(wrapped)?;
-        let kek = self.read().map_err(|error| match error.kind {
-            KmsErrorKind::Misconfigured => {
-                KmsError { kind: KmsErrorKind::Refused, code: Some(KEY_MALFORMED.into()), ..error }
-            }
-            _ => error,
-        })?;
+        let kek = self.read_again()?;
         let found = fingerprint(&kek);
         if found != recorded {
-            let message = format!("'{}' holds another key ({found}) than the one that wrapped ({recorded})", self.name);
+            let message = format!("{} is another key ({found}) than the one that wrapped ({recorded})", self.place);
             return Err(KmsError { code: Some(KEY_REPLACED.into()), ..KmsError::new(KmsErrorKind::Refused, message) }
-                .hint("put the key that wrapped back into the file, or name the file that holds it"));
+                .hint("put the key that wrapped back, or say with --kek where it is"));
         }
         Ok(Unwrapped { secret: open(&kek, &wrapped.blob, volume)?, ids: CallIds::default() })
     }
@@ -123,168 +167,71 @@ impl Kms for LocalKms {
         Ok(Facts::new(self.current()?, "AES-256"))
     }
 
+    fn key_state(&self, key: &KekId) -> KeyState {
+        match self.current() {
+            Ok(found) if found.is_same_key(key) => KeyState::Usable,
+            Ok(_) => KeyState::NotShown(format!("{} is another key now; {OTHER_COPIES}", self.place)),
+            Err(error) => KeyState::NotShown(format!("{error}; {OTHER_COPIES}")),
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        match &self.source {
+            Source::File(path) => file::open_to_others(&self.place, path).into_iter().collect(),
+            Source::Command(_) => Vec::new(),
+            Source::Descriptor(descriptor) => vec![descriptor.warning(&self.place)],
+        }
+    }
+
+    fn forget(&self) {
+        if let Source::Descriptor(descriptor) = &self.source {
+            descriptor.forget();
+        }
+    }
+
     fn deadline(&self) -> Duration {
-        // A local file answers at once; one on a hung network filesystem is not waited for any better by this.
-        Duration::from_secs(5)
+        match &self.source {
+            Source::Command(command) => command.bound,
+            // It answers at once; one on a hung network filesystem is not waited for any better by this.
+            _ => Duration::from_secs(5),
+        }
     }
 }
 
-fn seal(kek: &Secret32, nonce: [u8; NONCE_LEN], secret: &Secret32, volume: VolumeId) -> Result<Vec<u8>, KmsError> {
-    let (salt, gcm_nonce) = halves(&nonce);
-    let mut blob = Vec::with_capacity(BLOB_LEN);
-    blob.extend_from_slice(&nonce);
-    let mut bytes = Zeroizing::new(*secret.expose());
-    let tag = cipher(kek, salt)
-        .encrypt_inout_detached(&gcm_nonce, &volume.0, bytes.as_mut_slice().into())
-        .map_err(|_| KmsError::new(KmsErrorKind::Misconfigured, "32 bytes could not be wrapped"))?;
-    blob.extend_from_slice(&bytes[..]);
-    blob.extend_from_slice(&tag);
-    Ok(blob)
-}
+/// What can never be known of a raw key.
+const OTHER_COPIES: &str = "kmsfs cannot know whether other copies of a raw key exist";
 
-fn open(kek: &Secret32, blob: &[u8], volume: VolumeId) -> Result<Secret32, KmsError> {
-    let damaged = |what: &str| KmsError::new(KmsErrorKind::Damaged, format!("the wrapped secret {what}"));
-    let blob: &[u8; BLOB_LEN] = blob.try_into().map_err(|_| damaged("is not 72 bytes long"))?;
-    let (nonce, rest) = blob.split_at(NONCE_LEN);
-    let (ciphertext, tag) = rest.split_at(SECRET_LEN);
-    let tag = Tag::try_from(tag).map_err(|_| damaged("has no tag"))?;
-    let nonce: &[u8; NONCE_LEN] = nonce.try_into().map_err(|_| damaged("has no nonce"))?;
-    let (salt, gcm_nonce) = halves(nonce);
-    let mut bytes = Zeroizing::new([0; SECRET_LEN]);
-    bytes.copy_from_slice(ciphertext);
-    cipher(kek, salt)
-        .decrypt_inout_detached(&gcm_nonce, &volume.0, bytes.as_mut_slice().into(), &tag)
-        .map_err(|_| damaged("does not verify under this key and volume"))?;
-    Ok(Secret32::take(&mut bytes))
-}
-
-/// The nonce's first half goes into the derivation of the wrap's key, its second is GCM's own.
-fn halves(nonce: &[u8; NONCE_LEN]) -> ([u8; 12], Nonce<aes_gcm::aead::consts::U12>) {
-    let (mut salt, mut gcm) = ([0; 12], [0; 12]);
-    salt.copy_from_slice(&nonce[..12]);
-    gcm.copy_from_slice(&nonce[12..]);
-    (salt, gcm.into())
-}
-
-fn cipher(kek: &Secret32, salt: [u8; 12]) -> Aes256Gcm {
-    let mut hasher = blake3::Hasher::new_derive_key(WRAP_CONTEXT);
-    hasher.update(kek.expose()).update(&salt);
-    let key = Zeroizing::new(*hasher.finalize().as_bytes());
-    hasher.zeroize();
-    Aes256Gcm::new((&*key).into())
-}
-
-/// 16 hexadecimal digits that tell keys apart and give nothing of them away.
-fn fingerprint(kek: &Secret32) -> String {
-    let mut hasher = blake3::Hasher::new_derive_key(FINGERPRINT_CONTEXT);
-    hasher.update(kek.expose());
-    let digest = hasher.finalize();
-    hasher.zeroize();
-    HEXLOWER.encode(&digest.as_bytes()[..8])
+/// The fingerprint in the id of a raw key, `None` for the id of any other key.
+pub(super) fn fingerprint_of(id: &KekId) -> Option<&str> {
+    let digits = match id.0.strip_prefix(ANYWHERE) {
+        Some(digits) => digits,
+        None => {
+            let place = id.0.strip_prefix("file:").or_else(|| id.0.strip_prefix("credential:"))?;
+            place.rsplit_once('#')?.1
+        }
+    };
+    (digits.len() == FINGERPRINT_LEN).then_some(digits)
 }
 
 fn recorded_fingerprint(wrapped: &Wrapped) -> Result<&str, KmsError> {
-    let fingerprint =
-        wrapped.kek.0.strip_prefix("file:").and_then(|rest| rest.rsplit_once('#')).map(|(_, digits)| digits);
-    match fingerprint {
-        Some(digits) if wrapped.algorithm == WrapAlgorithm::LocalAes256Gcm && digits.len() == 16 => Ok(digits),
-        _ => {
-            let message = format!("the secret was wrapped by {}, not by a raw key in a file", wrapped.kek);
-            Err(KmsError::new(KmsErrorKind::Damaged, message).hint("name the KEK that wrapped it"))
-        }
-    }
-}
-
-/// Reads the one key in a file: 32 bytes in base64, and at most one newline.
-fn read_key(path: &Path) -> Result<Secret32, KmsError> {
-    let bad = |what: &str| {
-        KmsError::new(KmsErrorKind::Misconfigured, format!("the key file '{}' {what}", path.display()))
-            .hint(format!("a key file is one line of {TEXT_LEN} characters, 32 random bytes in base64; {HOW_TO_MAKE}"))
-    };
-    let failed = |error: std::io::Error| io_error(path, &error);
-    // Not to hang on a pipe that nobody writes to.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
-    let mut file = File::from(file);
-    let metadata = file.metadata().map_err(failed)?;
-    if metadata.is_dir() {
-        return Err(bad("is a directory"));
-    }
-    if !metadata.is_file() {
-        return Err(bad("is not a regular file, and is read anew at every call"));
-    }
-    match usize::try_from(metadata.len()) {
-        Ok(0) => return Err(bad("is empty")),
-        Ok(len) if len <= TEXT_LEN + 1 => {}
-        _ => return Err(bad(&format!("is {} bytes long", metadata.len()))),
-    }
-    let mut text = Zeroizing::new([0; TEXT_LEN + 2]);
-    let mut len = 0;
-    while len < text.len() {
-        match file.read(&mut text[len..]) {
-            Ok(0) => break,
-            Ok(n) => len += n,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed(error)),
-        }
-    }
-    let line = match &text[..len] {
-        [line @ .., b'\n'] => line,
-        line => line,
-    };
-    if line.len() != TEXT_LEN {
-        return Err(bad(&format!("holds {} characters", line.len())));
-    }
-    // The decoder takes several encodings one after the other for one.
-    if line.iter().skip_while(|byte| **byte != b'=').any(|byte| *byte != b'=') {
-        return Err(bad("is not standard base64"));
-    }
-    // The decoder wants room for 44 characters without padding: 33 bytes.
-    let mut bytes = Zeroizing::new([0; TEXT_LEN / 4 * 3]);
-    let decoded = BASE64.decode_mut(line, &mut bytes[..]).map_err(|partial| match partial.error.kind {
-        DecodeKind::Trailing => bad("is not canonical base64: its last character has bits that mean nothing"),
-        _ => bad("is not standard base64"),
-    })?;
-    if decoded != SECRET_LEN {
-        return Err(bad(&format!("holds {decoded} bytes")));
-    }
-    if bytes.iter().all(|byte| *byte == 0) {
-        return Err(bad("holds only zeros, which is not a key"));
-    }
-    Secret32::from_slice(&bytes[..SECRET_LEN]).ok_or_else(|| bad("holds no key"))
-}
-
-/// Absent or forbidden is the owner's will; everything else is the disk's.
-fn io_error(path: &Path, error: &std::io::Error) -> KmsError {
-    let path = path.display();
-    let refused = |code: &str, what: &str| KmsError {
-        code: Some(code.to_owned()),
-        ..KmsError::new(KmsErrorKind::Refused, format!("the key file '{path}' {what}"))
-    };
-    match error.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => refused("KeyNotFound", "does not exist")
-            .hint(format!("put the key back into '{path}'; a new one: {HOW_TO_MAKE}")),
-        ErrorKind::PermissionDenied => {
-            refused("AccessDenied", "may not be read").hint(format!("see who may read it: ls -l '{path}'"))
-        }
-        _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            KmsError::new(KmsErrorKind::Misconfigured, format!("the key file '{path}' is a symbolic link to itself"))
-        }
-        _ => KmsError::new(KmsErrorKind::Unreachable, format!("the key file '{path}' cannot be read: {error}")),
-    }
+    let fingerprint = fingerprint_of(&wrapped.kek);
+    fingerprint.filter(|_| wrapped.algorithm == WrapAlgorithm::LocalAes256Gcm).ok_or_else(|| {
+        let message = format!("the secret was wrapped by {}, not by a raw key", wrapped.kek);
+        KmsError::new(KmsErrorKind::Damaged, message).hint("name the KEK that wrapped it")
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use data_encoding::BASE64;
     use std::fs;
     use tempfile::TempDir;
 
-    const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    pub(super) const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
     const VOLUME: VolumeId = VolumeId([9; 16]);
 
-    fn holding(content: &[u8]) -> (TempDir, PathBuf) {
+    pub(super) fn holding(content: &[u8]) -> (TempDir, PathBuf) {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("key");
         fs::write(&path, content).unwrap();
@@ -302,35 +249,6 @@ mod tests {
         let wrapped = kms.wrap(&secret(), VOLUME).unwrap();
         assert_eq!((wrapped.blob.len(), &wrapped.kek), (72, &kms.current().unwrap()));
         assert_eq!(kms.unwrap(&wrapped, VOLUME).unwrap().secret.expose(), secret().expose());
-    }
-
-    #[test]
-    fn the_format_of_a_wrapped_secret_is_frozen() {
-        let (_dir, path) = holding(KEY.as_bytes());
-        let kek = read_key(&path).unwrap();
-        let nonce: [u8; 24] = std::array::from_fn(|i| i as u8);
-        let blob = seal(&kek, nonce, &secret(), VOLUME).unwrap();
-        assert_eq!(HEXLOWER.encode(&blob), FROZEN_BLOB);
-        assert_eq!(fingerprint(&kek), FROZEN_FINGERPRINT);
-    }
-    const FROZEN_BLOB: &str = concat!(
-        "000102030405060708090a0b0c0d0e0f1011121314151617",
-        "ea3f38394a2e1539600fb928e1cdae09b0cfe3f439fe080d71601b90ebe33242",
-        "9d386c86ad5cdcf8217cce7fe5cef6e4"
-    );
-    const FROZEN_FINGERPRINT: &str = "4bdf1f1e32b85eb3";
-
-    #[test]
-    fn a_second_implementation_unwraps_the_frozen_blob() {
-        use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-        let blob = HEXLOWER.decode(FROZEN_BLOB.as_bytes()).unwrap();
-        let mut material = BASE64.decode(KEY.as_bytes()).unwrap();
-        material.extend_from_slice(&blob[..12]);
-        let key =
-            LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &blake3::derive_key(WRAP_CONTEXT, &material)).unwrap());
-        let nonce = Nonce::try_assume_unique_for_key(&blob[12..24]).unwrap();
-        let mut rest = blob[24..].to_vec();
-        assert_eq!(key.open_in_place(nonce, Aad::from(VOLUME.0), &mut rest).unwrap(), secret().expose());
     }
 
     #[test]
@@ -359,53 +277,6 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_one_key_is_refused_with_a_hint() {
-        let too_long = "A".repeat(1 << 20);
-        let cases = [
-            ("", "empty"),
-            ("\n", "holds 0 characters"),
-            ("AAECAwQFBgcICQoLDA0ODw==", "holds 24 characters"),
-            ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n\n", "46 bytes long"),
-            ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\r\n", "46 bytes long"),
-            ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8= ", "holds 45 characters"),
-            ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8", "holds 43 characters"),
-            ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh9=", "not canonical"),
-            ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHhg_", "not standard base64"),
-            ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8f", "holds 33 bytes"),
-            ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHg==", "holds 31 bytes"),
-            ("BwcHBwcHBwc=HBwcHBBwcHBwHBwcHBwcHwcHBwcHBwc2", "not standard base64"),
-            ("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "only zeros"),
-            (too_long.as_str(), "1048576 bytes long"),
-        ];
-        for (content, what) in cases {
-            let (_dir, path) = holding(content.as_bytes());
-            let error = LocalKms::new(&path).expect_err(what);
-            assert_eq!(error.kind, KmsErrorKind::Misconfigured, "{content:.50}");
-            assert!(error.message.contains(what), "{content:.50}: {}", error.message);
-            assert!(error.hint.unwrap().contains("kmsfs key generate"), "{content:.50}");
-            assert!(content.len() < 8 || !error.message.contains(&content[..8]), "the message shows the content");
-        }
-    }
-
-    #[test]
-    fn a_directory_and_a_pipe_without_a_writer_are_refused_at_once() {
-        let dir = TempDir::new().unwrap();
-        assert!(LocalKms::new(dir.path()).unwrap_err().message.contains("is a directory"));
-        let pipe = dir.path().join("pipe");
-        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
-        assert!(LocalKms::new(&pipe).unwrap_err().message.contains("not a regular file"));
-    }
-
-    #[test]
-    fn a_symbolic_link_and_one_newline_are_fine() {
-        let (dir, path) = holding(format!("{KEY}\n").as_bytes());
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink(&path, &link).unwrap();
-        let kms = LocalKms::new(&link).unwrap();
-        assert!(kms.current().unwrap().0.starts_with(&format!("file:{}#", link.display())));
-    }
-
-    #[test]
     fn a_removed_file_is_a_revocation_and_putting_it_back_ends_it() {
         let (dir, path) = holding(KEY.as_bytes());
         let kms = LocalKms::new(&path).unwrap();
@@ -431,18 +302,6 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_file_and_a_forbidden_one_are_refusals_and_a_broken_disk_is_not() {
-        let kind = |errno: rustix::io::Errno| io_error(Path::new("/k"), &errno.into()).kind;
-        assert_eq!(kind(rustix::io::Errno::NOENT), KmsErrorKind::Refused);
-        assert_eq!(kind(rustix::io::Errno::NOTDIR), KmsErrorKind::Refused);
-        assert_eq!(kind(rustix::io::Errno::ACCESS), KmsErrorKind::Refused);
-        assert_eq!(kind(rustix::io::Errno::PERM), KmsErrorKind::Refused);
-        assert_eq!(kind(rustix::io::Errno::IO), KmsErrorKind::Unreachable);
-        assert_eq!(kind(rustix::io::Errno::STALE), KmsErrorKind::Unreachable);
-        assert_eq!(kind(rustix::io::Errno::MFILE), KmsErrorKind::Unreachable);
-    }
-
-    #[test]
     fn a_secret_that_another_provider_wrapped_is_damage() {
         let (_dir, path) = holding(KEY.as_bytes());
         let kms = LocalKms::new(&path).unwrap();
@@ -451,15 +310,77 @@ mod tests {
         assert_eq!(kms.unwrap(&wrapped, VOLUME).unwrap_err().kind, KmsErrorKind::Damaged);
     }
 
-    proptest! {
-        #[test]
-        fn no_content_makes_the_reader_panic_or_take_another_key(content in proptest::collection::vec(any::<u8>(), 0..60)) {
-            let (_dir, path) = holding(&content);
-            if let Ok(key) = read_key(&path) {
-                let text = BASE64.encode(key.expose());
-                let line = content.strip_suffix(b"\n").unwrap_or(&content);
-                prop_assert_eq!(line, text.as_bytes());
+    #[test]
+    fn a_key_is_the_same_key_wherever_it_comes_from() {
+        let (dir, path) = holding(KEY.as_bytes());
+        let file = LocalKms::new(&path).unwrap();
+        let command = LocalKms::command(&format!("cat {}", path.display()), Duration::from_secs(60)).unwrap();
+        let credential = LocalKms::credential("key", Some(dir.path())).unwrap();
+        let all: [&LocalKms; 3] = [&file, &command, &credential];
+        for one in all {
+            let wrapped = one.wrap(&secret(), VOLUME).unwrap();
+            for other in all {
+                assert_eq!(other.unwrap(&wrapped, VOLUME).unwrap().secret.expose(), secret().expose());
+                assert!(other.current().unwrap().is_same_key(&wrapped.kek));
+                assert_eq!(other.key_state(&wrapped.kek), KeyState::Usable);
             }
         }
+        assert_eq!(command.current().unwrap().0, "raw:4bdf1f1e32b85eb3");
+        assert_eq!(credential.current().unwrap().0, "credential:key#4bdf1f1e32b85eb3");
+    }
+
+    #[test]
+    fn a_command_that_gives_no_key_any_more_revokes_and_one_that_cannot_be_run_does_not() {
+        let (dir, path) = holding(KEY.as_bytes());
+        let script = dir.path().join("script");
+        let write = |text: &str| {
+            // Replaced as a whole: a script that is being written cannot be run.
+            let new = dir.path().join("new");
+            fs::write(&new, text).unwrap();
+            fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+            fs::rename(&new, &script).unwrap();
+        };
+        write(&format!("#!/bin/sh\ncat {}\n", path.display()));
+        let kms = LocalKms::command(script.to_str().unwrap(), Duration::from_secs(60)).unwrap();
+        let wrapped = kms.wrap(&secret(), VOLUME).unwrap();
+        let kind = || kms.unwrap(&wrapped, VOLUME).expect_err("no key").kind;
+        write("#!/bin/sh\n");
+        assert_eq!(kind(), KmsErrorKind::Refused);
+        write("#!/bin/sh\nexit 75\n");
+        assert_eq!(kind(), KmsErrorKind::Unreachable);
+        fs::remove_file(&script).unwrap();
+        assert_eq!(kind(), KmsErrorKind::Misconfigured);
+        write(&format!("#!/bin/sh\ncat {}\n", path.display()));
+        assert!(kms.unwrap(&wrapped, VOLUME).is_ok());
+    }
+
+    #[test]
+    fn the_state_of_a_raw_key_that_is_away_is_never_shown() {
+        let (_dir, path) = holding(KEY.as_bytes());
+        let kms = LocalKms::new(&path).unwrap();
+        let key = kms.current().unwrap();
+        fs::write(&path, BASE64.encode(&[1; 32])).unwrap();
+        assert!(matches!(kms.key_state(&key), KeyState::NotShown(why) if why.contains("other copies")));
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(kms.key_state(&key), KeyState::NotShown(why) if why.contains("other copies")));
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_warned_of() {
+        let (_dir, path) = holding(KEY.as_bytes());
+        let mode = |mode| fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        mode(0o640);
+        assert!(LocalKms::new(&path).unwrap().warnings()[0].contains("0640"));
+        mode(0o400);
+        assert_eq!(LocalKms::new(&path).unwrap().warnings(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn ids_that_only_look_like_those_of_raw_keys_have_no_fingerprint() {
+        for id in ["file:/k", "file:/k#1", "raw:", "raw:xyz", "https://v/keys/k#0123456789abcdef", "0123456789abcdef"] {
+            assert_eq!(fingerprint_of(&KekId(id.into())), None, "{id}");
+        }
+        assert!(KekId("raw:0123456789abcdef".into()).is_same_key(&KekId("file:/a#b#0123456789abcdef".into())));
+        assert!(!KekId("raw:0123456789abcdee".into()).is_same_key(&KekId("file:/a#0123456789abcdef".into())));
     }
 }

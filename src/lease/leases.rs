@@ -251,6 +251,7 @@ impl Leases {
     /// are wiped when the last holder drops them.
     pub fn lock(&self) {
         self.drop_all(|state| state.open = false);
+        self.kms.forget();
     }
 
     /// Hands out secrets again.
@@ -370,7 +371,9 @@ impl Leases {
     fn key(&self, wrapped: &Wrapped) -> LeaseKey {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.volume.0).update(&[wrapped.algorithm as u8]);
-        hasher.update(&(wrapped.kek.0.len() as u64).to_le_bytes()).update(wrapped.kek.0.as_bytes());
+        // What was made under a key that is somewhere else now is found again by where the volume says it is.
+        let kek = wrapped.kek.identity();
+        hasher.update(&(kek.len() as u64).to_le_bytes()).update(kek.as_bytes());
         hasher.update(&wrapped.blob);
         LeaseKey(*hasher.finalize().as_bytes())
     }

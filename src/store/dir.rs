@@ -329,6 +329,10 @@ impl StoreFile for File {
     fn inode(&self) -> &dyn Inode {
         &self.0
     }
+
+    fn uncache(&self) {
+        let _ = rustix::fs::fadvise(&self.0.fd, 0, None, rustix::fs::Advice::DontNeed);
+    }
 }
 
 impl Handle {
@@ -348,6 +352,10 @@ impl AsFd for Handle {
 impl Inode for Handle {
     fn stat(&self) -> io::Result<Stat> {
         Ok(stat_from(&rustix::fs::statx(&self.fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?))
+    }
+
+    fn device(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(&self.fd)?.st_dev)
     }
 
     fn set_permissions(&self, permissions: u32) -> io::Result<()> {

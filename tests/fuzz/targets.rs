@@ -304,6 +304,9 @@ fn kek_reference_seeds() -> Vec<Vec<u8>> {
         "file:/etc/kmsfs/volume.key",
         "https://name.vault.azure.net/keys/key",
         "https://127.0.0.1:8443/keys/key/0123456789abcdef0123456789abcdef",
+        "cmd:pass show 'tenant a'",
+        "fd:3",
+        "credential:kmsfs.key",
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec()

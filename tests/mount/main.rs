@@ -2,6 +2,7 @@
 
 mod audit;
 mod basics;
+mod certify;
 mod command_line;
 mod data;
 mod directories;
@@ -19,6 +20,7 @@ mod permissions;
 mod power;
 mod programs;
 mod proof;
+mod raw_keys;
 mod recovery;
 mod remount;
 mod revocation;
@@ -26,6 +28,7 @@ mod rollback;
 mod scrub;
 mod storms;
 mod tamper;
+mod transfer;
 mod unlinked;
 mod unreadable;
 mod vault;

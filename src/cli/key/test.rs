@@ -5,6 +5,7 @@
 use super::print;
 use crate::audit::{self, Event, clean};
 use crate::crypto::Secret32;
+use crate::crypto::cipher::ValueCipher;
 use crate::crypto::derive::VolumeKeys;
 use crate::failure::Failure;
 use crate::fs::volume::Volume;
@@ -32,7 +33,7 @@ const SKEW: f64 = 60.0;
 /// `key test`.
 #[derive(Args)]
 pub struct Arguments {
-    /// The KEK: https://NAME.vault.azure.net/keys/KEY[/VERSION], or file:PATH
+    /// The KEK: https://NAME.vault.azure.net/keys/KEY[/VERSION], or file:PATH, cmd:COMMAND, fd:NUMBER, credential:NAME
     #[arg(value_name = "KEK", required_unless_present = "volume")]
     kek: Option<String>,
     /// Test the KEK of this volume, also with the volume's own key, and note it in the volume's audit log
@@ -50,6 +51,7 @@ enum Step {
     Get,
     Wrap,
     Unwrap,
+    Message,
     VolumeKey,
 }
 
@@ -60,6 +62,7 @@ impl Step {
             Self::Get => "get",
             Self::Wrap => "wrap",
             Self::Unwrap => "unwrap",
+            Self::Message => "message",
             Self::VolumeKey => "volume-key",
         }
     }
@@ -77,6 +80,10 @@ struct Report {
     /// By how many seconds this machine's clock is ahead of the service's, and how far that may be wrong.
     skew: Option<(f64, f64)>,
     ids: CallIds,
+    /// A message was encrypted, and decrypted again with what the KMS unwrapped: so many bytes.
+    message: Option<usize>,
+    /// What the provider itself warns of.
+    warnings: Vec<String>,
 }
 
 /// Runs it.
@@ -122,6 +129,7 @@ impl Report {
     fn fill(&mut self, kek: &str, volume: Option<&Volume>, step: &mut Step) -> Result<Option<Secret32>, KmsError> {
         let options = ConnectOptions::from_variables(|name| std::env::var(name).ok());
         let kms = connect(kek, &options)?;
+        self.warnings = kms.warnings();
         *step = Step::Get;
         let asked = SystemTime::now();
         let facts = self.facts.insert(kms.facts()?);
@@ -148,6 +156,10 @@ impl Report {
                 let what = format!("{} unwrapped to something else than what was wrapped", wrapped.kek);
                 return Err(KmsError::new(KmsErrorKind::Damaged, what));
             }
+            if round == TIMED {
+                *step = Step::Message;
+                self.message = Some(try_message(&secret, &unwrapped.secret)?);
+            }
         }
         let Some(volume) = volume else { return Ok(None) };
         *step = Step::VolumeKey;
@@ -172,7 +184,7 @@ impl Report {
 
     /// What works now and may be a surprise later.
     fn warnings(&self) -> Vec<String> {
-        let mut out = Vec::new();
+        let mut out = self.warnings.clone();
         if let Some(facts) = &self.facts {
             if facts.expires.is_some() {
                 out.push("the KMS goes on unwrapping after the expiry: to revoke, disable or delete the key".into());
@@ -219,6 +231,7 @@ impl Report {
                 format!("{} (the first one: {first})", millis(median))
             }),
         );
+        say("message", self.message.map(|bytes| format!("{bytes} bytes encrypted and decrypted again")));
         say(
             "clock",
             self.skew.map(|(ahead, within)| match ahead.abs() <= within {
@@ -240,6 +253,7 @@ impl Report {
             "wrap_us": self.wrap.map(micros),
             "unwrap_us": self.median().map(micros),
             "unwrap_first_us": self.first_unwrap.map(micros),
+            "message_bytes": self.message,
             "clock_ahead_s": self.skew.map(|(ahead, _)| ahead),
             "request_id": self.ids.request,
             "client_request_id": self.ids.client_request,
@@ -271,6 +285,17 @@ impl Report {
             report["exit"] = json!(failure.exit as u8);
         }
         report
+    }
+}
+
+/// Encrypts a message under the secret that was wrapped, as files are, and decrypts it with the one that was unwrapped.
+fn try_message(wrapped: &Secret32, unwrapped: &Secret32) -> Result<usize, KmsError> {
+    const MESSAGE: &[u8] = b"If this can be read again, files under this key can be.";
+    const PURPOSE: &[u8] = b"kmsfs key test";
+    let sealed = ValueCipher::new(wrapped).seal(PURPOSE, MESSAGE);
+    match ValueCipher::new(unwrapped).open(PURPOSE, &sealed) {
+        Ok(opened) if opened == MESSAGE => Ok(MESSAGE.len()),
+        _ => Err(KmsError::new(KmsErrorKind::Damaged, "a test message could not be decrypted again")),
     }
 }
 

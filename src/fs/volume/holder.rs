@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-const NAME: &str = "lock";
+pub(super) const NAME: &str = "lock";
 
 /// Who holds a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

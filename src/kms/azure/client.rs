@@ -199,8 +199,13 @@ mod tests {
     use azure_core::http::{AsyncRawResponse, StatusCode};
 
     fn maker(ca_file: Option<&str>, credentials: Credentials) -> Result<Maker, KmsError> {
-        let options =
-            ConnectOptions { credentials, ca_file: ca_file.map(Into::into), deadline: CONNECT_TIMEOUT, mount: None };
+        let options = ConnectOptions {
+            credentials,
+            ca_file: ca_file.map(Into::into),
+            deadline: CONNECT_TIMEOUT,
+            mount: None,
+            credentials_directory: None,
+        };
         Maker::new(AzureKek::parse("https://v.vault.azure.net/keys/k").unwrap(), &options)
     }
 

@@ -19,6 +19,7 @@ pub(super) const REQUEST_ID: &str = "x-ms-request-id";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     Key,
+    Deleted,
     Unwrap,
     Tag,
 }

@@ -4,7 +4,9 @@
 
 use super::errors;
 use crate::crypto::Secret32;
-use crate::kms::{AzureKek, Facts, KEY_EXPIRED, KEY_NOT_YET_VALID, KekId, KmsError, KmsErrorKind, MAX_WRAPPED_LEN};
+use crate::kms::{
+    AzureKek, Facts, KEY_EXPIRED, KEY_NOT_YET_VALID, KekId, KeyState, KmsError, KmsErrorKind, MAX_WRAPPED_LEN,
+};
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey, PublicKeyComponents};
 use data_encoding::BASE64URL_NOPAD;
 use serde::Deserialize;
@@ -45,6 +47,29 @@ struct Attributes {
     exp: Option<u64>,
     #[serde(rename = "recoveryLevel")]
     recovery_level: Option<String>,
+}
+
+/// The reply to GET /deletedkeys/NAME.
+#[derive(Deserialize)]
+pub(super) struct DeletedKey {
+    #[serde(rename = "scheduledPurgeDate")]
+    scheduled: Option<u64>,
+    #[serde(default)]
+    attributes: Attributes,
+}
+
+impl DeletedKey {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, KmsError> {
+        serde_json::from_slice(body).map_err(|error| errors::not_key_vault(&error.to_string()))
+    }
+
+    pub(super) fn state(&self) -> KeyState {
+        let level = self.attributes.recovery_level.as_deref();
+        KeyState::Scheduled {
+            until: self.scheduled.and_then(|at| UNIX_EPOCH.checked_add(Duration::from_secs(at))),
+            protected: level.map(|level| level.contains("Recoverable") && !level.contains("Purgeable")),
+        }
+    }
 }
 
 /// The reply to an unwrap. Wipes the value, which is the secret in base64.
@@ -210,6 +235,18 @@ mod tests {
 
     fn parse(document: &Value) -> VaultKey {
         VaultKey::parse(document.to_string().as_bytes(), None).unwrap()
+    }
+
+    #[test]
+    fn a_deleted_key_says_until_when_it_can_be_brought_back() {
+        let of = |text: &str| DeletedKey::parse(text.as_bytes()).unwrap().state();
+        let until = UNIX_EPOCH.checked_add(Duration::from_secs(1_800_000_000));
+        let state =
+            of(r#"{"scheduledPurgeDate": 1800000000, "attributes": {"recoveryLevel": "Recoverable+Purgeable"}}"#);
+        assert_eq!(state, KeyState::Scheduled { until, protected: Some(false) });
+        let state = of(r#"{"scheduledPurgeDate": 1800000000, "attributes": {"recoveryLevel": "Recoverable"}}"#);
+        assert_eq!(state, KeyState::Scheduled { until, protected: Some(true) });
+        assert_eq!(of("{}"), KeyState::Scheduled { until: None, protected: None });
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use super::client::Maker;
 use super::errors::{self, Asked};
-use super::key::{self, VaultKey};
+use super::key::{self, DeletedKey, VaultKey};
 use crate::crypto::wipe_stack;
 use crate::kms::{AzureKek, Backoff, CallIds, ConnectOptions, KmsError, KmsErrorKind, Unwrapped};
 use azure_core::http::headers::Headers;
@@ -14,8 +14,8 @@ use azure_core::http::{ClientMethodOptions, Context};
 use azure_core::{Bytes, Uuid};
 use azure_security_keyvault_keys::KeyClient;
 use azure_security_keyvault_keys::models::{
-    EncryptionAlgorithm, KeyClientGetKeyOptions, KeyClientUnwrapKeyOptions, KeyClientUpdateKeyPropertiesOptions,
-    KeyOperationParameters, UpdateKeyPropertiesParameters,
+    EncryptionAlgorithm, KeyClientGetDeletedKeyOptions, KeyClientGetKeyOptions, KeyClientUnwrapKeyOptions,
+    KeyClientUpdateKeyPropertiesOptions, KeyOperationParameters, UpdateKeyPropertiesParameters,
 };
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -36,8 +36,12 @@ const HANDOVER: Duration = Duration::from_millis(500);
 
 /// What to ask the vault.
 pub(super) enum Question {
-    /// The key: this version, or else the one to wrap with.
-    Key(Option<String>),
+    /// The key to wrap with.
+    Key,
+    /// One version of the key, whatever has become of it.
+    Version(String),
+    /// The key, if it is deleted.
+    Deleted,
     /// To put these tags in the place of all that a version has.
     Tag { version: String, tags: HashMap<String, String> },
     /// A secret, of the version that wrapped it.
@@ -47,6 +51,7 @@ pub(super) enum Question {
 /// What the vault said.
 pub(super) enum Answer {
     Key(VaultKey),
+    Deleted(DeletedKey),
     Secret(Unwrapped),
 }
 
@@ -160,8 +165,11 @@ impl Desk {
         let method_options =
             ClientMethodOptions { context: Context::new().with_value(ClientRequestId::new(id.clone())) };
         let (asked, reply) = match question {
-            Question::Key(version) => {
-                let key_version = version.clone().or_else(|| self.kek.version.clone());
+            Question::Key | Question::Version(_) => {
+                let key_version = match question {
+                    Question::Version(version) => Some(version.clone()),
+                    _ => self.kek.version.clone(),
+                };
                 let options = KeyClientGetKeyOptions { key_version, method_options };
                 let reply = client.get_key(&self.kek.name, Some(options)).await;
                 (Asked::Key, reply.map(|response| response.deconstruct()))
@@ -178,6 +186,11 @@ impl Desk {
                     Err(error) => Err(error),
                 };
                 (Asked::Tag, reply.map(|response| response.deconstruct()))
+            }
+            Question::Deleted => {
+                let options = KeyClientGetDeletedKeyOptions { method_options };
+                let reply = client.get_deleted_key(&self.kek.name, Some(options)).await;
+                (Asked::Deleted, reply.map(|response| response.deconstruct()))
             }
             Question::Unwrap { version, blob } => {
                 let parameters = KeyOperationParameters {
@@ -224,6 +237,7 @@ fn read(headers: &Headers, body: ResponseBody, asked: Asked, ids: CallIds) -> Re
             let time = errors::header(headers, "date").and_then(|date| azure_core::time::parse_rfc7231(&date).ok());
             VaultKey::parse(&body, time.map(Into::into)).map(Answer::Key)
         }
+        Asked::Deleted => DeletedKey::parse(&body).map(Answer::Deleted),
         Asked::Unwrap => key::unwrapped(&body).map(|secret| Answer::Secret(Unwrapped { secret, ids: ids.clone() })),
     };
     if let Ok(mut bytes) = Bytes::from(body).try_into_mut() {
