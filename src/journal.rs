@@ -165,6 +165,28 @@ impl Journal {
         Ok(Appended { lsn, log })
     }
 
+    /// The same for several, which together take a small part of a log.
+    ///
+    /// In one piece: a log is not recycled before all that was appended to it is in place, so whoever waits here for room
+    /// must not be what the log waits for.
+    ///
+    /// # Errors
+    /// The log's own I/O errors; then nothing was appended.
+    pub fn append_all(&self, updates: &[(&Target, &Update)]) -> io::Result<Vec<Appended>> {
+        let all = updates.iter().map(|(target, update)| record::update_len(target, update)).sum();
+        let mut inner = self.inner.lock();
+        self.make_room(&mut inner, all)?;
+        let log = inner.active;
+        let append = |(target, update): &(&Target, &Update)| {
+            let place = inner.place();
+            record::encode_update(target, update, &place, &mut inner.buffer);
+            let lsn = inner.finish_append(record::update_len(target, update));
+            inner.logs[log].unapplied += 1;
+            Appended { lsn, log }
+        };
+        Ok(updates.iter().map(append).collect())
+    }
+
     /// Waits until everything up to `appended` is durable: one write and one sync for all who wait at that time.
     ///
     /// # Errors

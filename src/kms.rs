@@ -9,12 +9,14 @@ mod connect;
 pub(crate) mod fake;
 mod kek;
 mod local;
+mod ring;
 
 pub use azure::AzureKms;
 pub use backoff::Backoff;
 pub use connect::{ConnectOptions, Credentials, connect};
 pub use kek::{AzureKek, KekRef};
 pub use local::{KEY_MALFORMED, KEY_REPLACED, LocalKms};
+pub use ring::{Connector, Ring};
 
 use crate::crypto::Secret32;
 use crate::units::VolumeId;

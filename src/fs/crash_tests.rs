@@ -27,7 +27,7 @@ pub(super) const OPTIONS: InitOptions =
 
 pub(super) fn make(options: InitOptions) -> MemStore {
     let store = MemStore::default();
-    fill(&*store.root(), "fake:key", &FakeKms::default(), options).unwrap();
+    fill(&*store.root(), "fake:key", &FakeKms::default(), options, None).unwrap();
     store.sync_all().unwrap();
     store
 }

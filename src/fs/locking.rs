@@ -30,6 +30,7 @@ impl Fs {
             volume,
             store,
             context,
+            ring: Arc::new(Ring::of_one(Arc::clone(leases.kms()))),
             leases,
             envelopes: Envelopes::default(),
             read_only,
@@ -47,10 +48,18 @@ impl Fs {
             opening: std::array::from_fn(|_| Mutex::default()),
             committing: Mutex::default(),
             names: Mutex::default(),
+            walking: Mutex::default(),
             moved: Mutex::default(),
+            on_new_kek: Mutex::default(),
             half_made: AtomicBool::new(false),
             counters: Counters::default(),
         })
+    }
+
+    /// The same, whose KEKs are asked through this.
+    #[must_use]
+    pub fn with_ring(self, ring: Arc<Ring>) -> Self {
+        Self { ring, ..self }
     }
 
     /// From now on only what finishes what applications did before gets through. Waits for what is under way, for

@@ -156,6 +156,12 @@ impl Nodes {
         self.table.lock().get(&ino).and_then(|node| node.rest.clone())
     }
 
+    /// The regular files without a name that the kernel still knows.
+    pub fn rests(&self) -> Vec<(u64, Arc<dyn Inode>)> {
+        let rest = |(ino, node): (&u64, &Node)| Some((*ino, node.rest.clone().filter(|_| node.kind == Some(Kind::File))?));
+        self.table.lock().iter().filter_map(rest).collect()
+    }
+
     pub fn kind(&self, ino: u64) -> Option<Kind> {
         self.table.lock().get(&ino).and_then(|node| node.kind)
     }
