@@ -10,6 +10,7 @@ mod key;
 mod lock;
 mod mount;
 mod report;
+mod rewrap;
 mod scrub;
 mod status;
 mod umount;
@@ -52,6 +53,8 @@ enum Command {
     Fsck(fsck::Fsck),
     /// Check a volume while it is mounted: authenticates everything, at a limited rate if told to
     Scrub(scrub::Scrub),
+    /// Wrap everything in a volume by another key, or by the newest version of its own, while it is in use
+    Rewrap(rewrap::RewrapCommand),
     /// Make a mount unreadable until it is unlocked
     Lock(lock::Lock),
     /// Make a mount readable again that was locked by hand, if the KMS grants its key
@@ -85,6 +88,7 @@ pub fn run() -> ExitCode {
         Command::Audit(command) => audit::run(&command),
         Command::Fsck(command) => fsck::run(&command),
         Command::Scrub(command) => scrub::run(&command),
+        Command::Rewrap(command) => rewrap::run(&command),
         Command::Lock(command) => lock::lock(&command),
         Command::Unlock(command) => lock::unlock(&command),
         Command::DevVault(command) => dev_vault::run(command),

@@ -227,6 +227,11 @@ impl Fs {
         &self.leases
     }
 
+    /// Whether nothing can be changed.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
     /// How many inodes the kernel knows.
     pub fn known_inodes(&self) -> usize {
         self.nodes.len()

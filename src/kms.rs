@@ -13,7 +13,7 @@ mod ring;
 
 pub use azure::AzureKms;
 pub use backoff::Backoff;
-pub use connect::{ConnectOptions, Credentials, connect};
+pub use connect::{ConnectOptions, Credentials, connect, connector};
 pub use kek::{AzureKek, KekRef};
 pub use local::{KEY_MALFORMED, KEY_REPLACED, LocalKms};
 pub use ring::{Connector, Ring};

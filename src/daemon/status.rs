@@ -1,6 +1,7 @@
 //! What a mount says of itself.
 
-use super::ScrubStatus;
+use super::{RewrapStatus, ScrubStatus};
+use crate::format::volume::KekRole;
 use crate::fs::Fs;
 use crate::lease::{BootTime, Keeper, LeaseStats, LockReason, OnRevoked, Policy, State};
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,10 @@ pub struct Status {
     pub kms: serde_json::Value,
     /// The last scrub of this mount, or the one that runs; `null` if there was none.
     pub scrub: Option<ScrubStatus>,
+    /// The last rewrap of this mount, or the one that runs; `null` if there was none.
+    pub rewrap: Option<RewrapStatus>,
+    /// It was opened with its recovery KEK.
+    pub with_recovery_kek: bool,
     /// The audit log of this mount; `null` if there is none, because nothing can be written to the volume.
     pub audit: Option<crate::audit::Status>,
 }
@@ -69,6 +74,7 @@ impl Status {
         mountpoint: &std::path::Path,
         read_only: bool,
         scrub: Option<ScrubStatus>,
+        rewrap: Option<RewrapStatus>,
     ) -> Self {
         let lease = keeper.status();
         let now = BootTime::now();
@@ -87,7 +93,7 @@ impl Status {
             state: state.to_owned(),
             reason: reason.map(|reason| reason_name(reason).to_owned()),
             since_s: ago(lease.since),
-            kek: fs.volume().record().newest().volume_key.kek.to_string(),
+            kek: fs.volume().opening_kek().map(|kek| kek.volume_key.kek.to_string()).unwrap_or_default(),
             revalidate_s: policy.revalidate().as_secs_f64(),
             offline_grace_s: policy.offline_grace().as_secs_f64(),
             lease_remaining_s: if unlocked { (bound - ago(lease.last_success)).max(0.0) } else { 0.0 },
@@ -107,6 +113,8 @@ impl Status {
             uncommitted_at_lock: fs.counters.lost.load(Relaxed),
             kms: serde_json::to_value(stats).unwrap_or_default(),
             scrub,
+            rewrap,
+            with_recovery_kek: fs.volume().role() == KekRole::Recovery,
             audit: fs.leases().recorder().status(),
         }
     }

@@ -2,6 +2,7 @@
 //! prints the seed of the work and of the cut.
 
 mod faults;
+mod rewrap;
 mod sweep;
 mod work;
 

@@ -47,7 +47,7 @@ pub struct Plan {
 pub struct Progress {
     /// Names of files in the tree; 0 until they are counted.
     pub total: AtomicU64,
-    /// Names of files that were looked at, in the present round.
+    /// Names of files that were looked at, in each round.
     pub files: AtomicU64,
     /// Files that got a new header.
     pub rewrapped: AtomicU64,
@@ -98,6 +98,8 @@ pub struct Left {
     pub stored: Vec<u8>,
     /// What is the matter with it.
     pub why: String,
+    /// The KMS refuses the older KEK.
+    pub refused: bool,
 }
 
 /// What came of a rewrap.
@@ -200,7 +202,6 @@ impl Rewrap<'_> {
     }
 
     fn round(&self, look: &mut dyn FnMut(&Seen<'_>) -> Result<(), Stopped>) -> Result<(), Stopped> {
-        self.progress.files.store(0, Ordering::Relaxed);
         let mut why = None;
         let walked = self.fs.walk(self.stop, &mut |seen| {
             self.progress.files.fetch_add(1, Ordering::Relaxed);

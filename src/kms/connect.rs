@@ -142,6 +142,18 @@ pub fn connect(reference: &str, options: &ConnectOptions) -> Result<Arc<dyn Kms>
     }
 }
 
+/// The same for every reference, for a [`Ring`](super::Ring). The one with the first reference of `instead` is reached
+/// by the second one: it is the same key under another name.
+pub fn connector(options: ConnectOptions, instead: Option<(String, String)>) -> super::Connector {
+    Box::new(move |reference| {
+        let reference = match &instead {
+            Some((recorded, now)) if recorded == reference => now,
+            _ => reference,
+        };
+        connect(reference, &options)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

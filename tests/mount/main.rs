@@ -20,6 +20,7 @@ mod proof;
 mod recovery;
 mod remount;
 mod revocation;
+mod rewrap;
 mod scrub;
 mod storms;
 mod unlinked;

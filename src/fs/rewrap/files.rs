@@ -54,6 +54,7 @@ pub(super) struct Files<'a> {
 /// What keeps one file from being done, or all of them.
 enum Problem {
     File(String),
+    Refused(String),
     All(Stopped),
 }
 
@@ -88,7 +89,7 @@ impl<'a> Files<'a> {
             Ok(None) => return Ok(()),
             Err(Error::Errno(number)) => {
                 let error = io::Error::from_raw_os_error(number);
-                self.leave(seen.stat.ino, join(b"tree", &path()), error.to_string());
+                self.leave(seen.stat.ino, join(b"tree", &path()), error.to_string(), false);
                 return Ok(());
             }
             Err(error) => return Err(self.rewrap.stopped(error)),
@@ -97,21 +98,25 @@ impl<'a> Files<'a> {
             Ok(()) => Ok(()),
             Err(Problem::All(stopped)) => Err(stopped),
             // Its last name has gone meanwhile.
-            Err(Problem::File(_)) if store.inode().stat().is_ok_and(|stat| stat.nlink == 0) => Ok(()),
+            Err(_) if store.inode().stat().is_ok_and(|stat| stat.nlink == 0) => Ok(()),
             Err(Problem::File(why)) => {
-                self.leave(seen.stat.ino, join(b"tree", &path()), why);
+                self.leave(seen.stat.ino, join(b"tree", &path()), why, false);
+                Ok(())
+            }
+            Err(Problem::Refused(why)) => {
+                self.leave(seen.stat.ino, join(b"tree", &path()), why, true);
                 Ok(())
             }
         }
     }
 
-    fn leave(&mut self, ino: u64, stored: Vec<u8>, why: String) {
+    fn leave(&mut self, ino: u64, stored: Vec<u8>, why: String, refused: bool) {
         if !self.found.seen.insert(ino) {
             return;
         }
         self.found.left_count += 1;
         if self.found.left.len() < MOST {
-            self.found.left.push(Left { stored, why });
+            self.found.left.push(Left { stored, why, refused });
         }
     }
 
@@ -182,8 +187,12 @@ impl<'a> Files<'a> {
         if let Some(secret) = fs.leases.cached(wrapped) {
             return Ok(secret);
         }
+        let problem = |error: &KmsError| {
+            let why = format!("{error}; it needs {}", wrapped.kek);
+            if error.kind == KmsErrorKind::Refused { Problem::Refused(why) } else { Problem::File(why) }
+        };
         if let Some(error) = self.refused.get(wrapped) {
-            return Err(Problem::File(error.to_string()));
+            return Err(problem(error));
         }
         let begin = Instant::now();
         loop {
@@ -198,11 +207,11 @@ impl<'a> Files<'a> {
             match error.kind {
                 _ if self.rewrap.stop.load(Ordering::Relaxed) => return Err(Stopped::Asked.into()),
                 KmsErrorKind::Refused | KmsErrorKind::Damaged => {
-                    let why = error.to_string();
+                    let problem = problem(&error);
                     if self.refused.len() < MOST {
                         self.refused.insert(wrapped.clone(), error);
                     }
-                    return Err(Problem::File(why));
+                    return Err(problem);
                 }
                 KmsErrorKind::Unreachable if begin.elapsed() < PATIENCE => {
                     (self.rewrap.wait)(error.retry_after.unwrap_or(PAUSE).min(PATIENCE));
@@ -303,7 +312,7 @@ impl<'a> Files<'a> {
                 Ok((envelope, recovery)) => file.set_wraps_in_memory(envelope, recovery),
                 Err(Problem::All(stopped)) => return Err(stopped),
                 // It cannot be opened any more, and ends with those who have it open.
-                Err(Problem::File(_)) => (),
+                Err(Problem::File(_) | Problem::Refused(_)) => (),
             }
         }
         for (_, rest) in fs.nodes.rests() {
@@ -311,7 +320,7 @@ impl<'a> Files<'a> {
             let Ok(store) = rest.open_file(true) else { continue };
             match self.store(&store, &Vec::new) {
                 Err(Problem::All(stopped)) => return Err(stopped),
-                Ok(()) | Err(Problem::File(_)) => (),
+                Ok(()) | Err(Problem::File(_) | Problem::Refused(_)) => (),
             }
         }
         self.flush()?;
@@ -330,7 +339,8 @@ impl<'a> Files<'a> {
             match self.lost_file(&*lost, &entry.name) {
                 Ok(()) => (),
                 Err(Problem::All(stopped)) => return Err(stopped),
-                Err(Problem::File(why)) => self.leave(stat.ino, join(b"lost", &entry.name), why),
+                Err(Problem::File(why)) => self.leave(stat.ino, join(b"lost", &entry.name), why, false),
+                Err(Problem::Refused(why)) => self.leave(stat.ino, join(b"lost", &entry.name), why, true),
             }
         }
         Ok(())

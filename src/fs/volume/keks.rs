@@ -7,7 +7,7 @@ use crate::crypto::derive::VolumeKeys;
 use crate::file::Damage;
 use crate::format::header::{Envelope, Header};
 use crate::format::volume::{Kek, KekRole, VolumeRecord};
-use crate::kms::{KekId, Kms, KmsError, KmsErrorKind, Wrapped};
+use crate::kms::{ConnectOptions, KekId, Kms, KmsError, KmsErrorKind, Ring, Unwrapped, Wrapped, connector};
 use crate::store::replace_file;
 use crate::units::{KekGeneration, VolumeId};
 use std::sync::Arc;
@@ -78,6 +78,33 @@ impl Volume {
     /// The KEK that opens the volume, `None` if it has none of the role that is used.
     pub fn opening_kek(&self) -> Option<Kek> {
         self.record().newest_of(self.role).cloned()
+    }
+
+    /// The connections to its KEKs; nobody is asked yet. The KEK that opens the volume is reached by the reference
+    /// `instead`, if given.
+    pub fn ring(&self, options: ConnectOptions, instead: Option<&str>) -> Arc<Ring> {
+        let record = self.record();
+        let recorded = self.opening_kek().map(|kek| kek.reference);
+        let instead = recorded.zip(instead.map(str::to_owned));
+        let options = ConnectOptions { mount: Some(record.id.to_string()), ..options };
+        let ring = Ring::new(connector(options, instead));
+        let (references, primary) = self.references();
+        ring.set_keys(references, &primary);
+        Arc::new(ring)
+    }
+
+    /// Unwraps the volume key with the KEK that opens the volume, and authenticates the record with it.
+    ///
+    /// # Errors
+    /// [`VolumeError::Kms`]: what the KMS said, or that the volume has no recovery KEK; [`VolumeError::Damaged`].
+    pub fn unlock(&self, ring: &Ring) -> Result<Unwrapped, VolumeError> {
+        let Some(opening) = self.opening_kek() else {
+            let error = KmsError::new(KmsErrorKind::Misconfigured, "the volume has no recovery key");
+            return Err(error.hint("one can be added while the primary key works: kmsfs rewrap --recovery-kek KEK").into());
+        };
+        let unwrapped = ring.unwrap(&opening.volume_key, self.record().id)?;
+        self.authenticate(&unwrapped.secret)?;
+        Ok(unwrapped)
     }
 
     /// Every KEK with its version, and how it is reached; and how the one is reached that wraps.
