@@ -82,11 +82,9 @@ pub fn run(arguments: &RewrapCommand) -> Result<(), Failure> {
             return Err(Failure::new(Exit::AlreadyMounted, message).hint("unmount it first"));
         }
         Some(mountpoint) => Worker::Mount(mountpoint),
-        None => Worker::Here(Box::new(Offline::open(
-            &arguments.volume,
-            arguments.with_recovery_kek,
-            arguments.kms_rate,
-        )?)),
+        None => {
+            Worker::Here(Box::new(Offline::open(&arguments.volume, arguments.with_recovery_kek, arguments.kms_rate)?))
+        }
     };
     let result = wait(arguments, &worker, &stop);
     if let Worker::Here(offline) = worker {
@@ -194,7 +192,11 @@ fn print(status: &RewrapStatus, left: &[LeftFile]) {
         status.wrapped
     );
     for count in &status.keys {
-        println!("{:>10} files under {}", count.files, count.kek.as_deref().unwrap_or("a key that is not the volume's"));
+        println!(
+            "{:>10} files under {}",
+            count.files,
+            count.kek.as_deref().unwrap_or("a key that is not the volume's")
+        );
     }
     for file in left.iter().take(SHOWN) {
         println!("left: {}: {}", file.stored, file.why);

@@ -158,7 +158,9 @@ impl Rewrapper {
     /// `other` if it is not known, or not any more.
     pub fn progress(&self, number: u64) -> Result<(RewrapStatus, Vec<LeftFile>), Problem> {
         let run = self.last().filter(|run| run.number == number);
-        let Some(run) = run else { return Err(Problem::new("other", format!("rewrap {number} is not known any more"))) };
+        let Some(run) = run else {
+            return Err(Problem::new("other", format!("rewrap {number} is not known any more")));
+        };
         let ended = run.job.wait(ASKED);
         let left = if ended { run.outcome.lock().left.iter().map(LeftFile::from).collect() } else { Vec::new() };
         Ok((run.status(&self.fs), left))

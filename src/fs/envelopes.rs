@@ -53,9 +53,8 @@ impl Envelopes {
         }
         let current = pair.current.as_mut().ok_or(Error::NeedKey(Need::Envelope))?;
         let made = &current.made;
-        let secret = leases
-            .cached(&made.wrapped)
-            .ok_or_else(|| Error::NeedKey(Need::Unwrap(Box::new(made.wrapped.clone()))))?;
+        let secret =
+            leases.cached(&made.wrapped).ok_or_else(|| Error::NeedKey(Need::Unwrap(Box::new(made.wrapped.clone()))))?;
         let wraps = (made.envelope.clone(), made.recovery.clone());
         current.left -= 1;
         Ok((wraps, secret))
@@ -109,13 +108,7 @@ impl Made {
 
 /// A secret, which the primary KEK has wrapped, as a header carries it, with its second wrap if the volume
 /// has a recovery KEK; `None` if the record does not know one of the versions.
-fn wraps(
-    secret: &Secret32,
-    wrapped: &Wrapped,
-    ring: &Ring,
-    leases: &Leases,
-    volume: &Volume,
-) -> Result<Option<Wraps>> {
+fn wraps(secret: &Secret32, wrapped: &Wrapped, ring: &Ring, leases: &Leases, volume: &Volume) -> Result<Option<Wraps>> {
     let Some(envelope) = volume.envelope(KekRole::Primary, wrapped) else { return Ok(None) };
     let recovery = match volume.record().newest_of(KekRole::Recovery) {
         Some(recovery) => {

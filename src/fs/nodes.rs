@@ -158,7 +158,8 @@ impl Nodes {
 
     /// The regular files without a name that the kernel still knows.
     pub fn rests(&self) -> Vec<(u64, Arc<dyn Inode>)> {
-        let rest = |(ino, node): (&u64, &Node)| Some((*ino, node.rest.clone().filter(|_| node.kind == Some(Kind::File))?));
+        let rest =
+            |(ino, node): (&u64, &Node)| Some((*ino, node.rest.clone().filter(|_| node.kind == Some(Kind::File))?));
         self.table.lock().iter().filter_map(rest).collect()
     }
 

@@ -103,4 +103,3 @@ impl Fs {
         Err(Error::Unreachable)
     }
 }
-

@@ -77,15 +77,16 @@ fn three_rotations_keep_every_file_readable_and_a_disabled_version_takes_exactly
             }
         }
         assert_eq!(mount.status()["state"], "unlocked");
-        // A rewrap says which version it needs, and gives nothing up.
-        let left = mount.volume().run(&["rewrap", &mountpoint(&mount), "--json"]);
-        let left = json_of(&left, 6);
-        assert_eq!((&left["complete"], &left["left"], &left["safe_to_disable"]), (&json!(false), &json!(5), &json!([])));
-        assert!(left["left_files"][0]["why"].as_str().expect("why").contains(&versions[disabled]), "{left:#}");
         vault.run(&["key", "enable", "tenant", "--version", &versions[disabled]]);
         assert!(read_all(&mount).into_iter().all(|(n, content)| content == Ok(bytes(n, 9000))));
         mount = mount.again(&[]);
     }
+    // A rewrap says which version it needs, and gives nothing up.
+    vault.run(&["key", "disable", "tenant", "--version", &versions[1]]);
+    let left = json_of(&mount.volume().run(&["rewrap", &mountpoint(&mount), "--json"]), 6);
+    assert_eq!((&left["complete"], &left["left"], &left["safe_to_disable"]), (&json!(false), &json!(5), &json!([])));
+    assert!(left["left_files"][0]["why"].as_str().expect("why").contains(&versions[1]), "{left:#}");
+    vault.run(&["key", "enable", "tenant", "--version", &versions[1]]);
     let report = rewrap(&mount, &[]);
     assert_eq!((&report["complete"], &report["left"]), (&json!(true), &json!(0)), "{report:#}");
     assert_eq!(report["safe_to_disable"].as_array().map(Vec::len), Some(3), "{report:#}");
@@ -126,12 +127,13 @@ fn a_rotation_is_noticed_while_the_volume_is_mounted() -> Outcome {
 /// A rewrap that takes its time, and has begun.
 fn slow(mount: &Mount, kek: &str) -> Child {
     let before = mount.status()["rewrap"]["number"].as_u64().unwrap_or(0);
-    let mut command =
-        mount.volume().command(&["rewrap", &mountpoint(mount), "--json", "--kek", kek, "--rate", "150"]);
+    let mut command = mount.volume().command(&["rewrap", &mountpoint(mount), "--json", "--kek", kek, "--rate", "150"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program runs");
     until("it has begun", || {
         let rewrap = &mount.status()["rewrap"];
-        rewrap["number"].as_u64() > Some(before) && rewrap["state"] == "running" && rewrap["rewrapped"].as_u64() > Some(0)
+        rewrap["number"].as_u64() > Some(before)
+            && rewrap["state"] == "running"
+            && rewrap["rewrapped"].as_u64() > Some(0)
     });
     child
 }
@@ -245,11 +247,11 @@ fn a_volume_goes_to_another_provider_and_back_under_load_though_its_process_is_k
     // And back: a new version of the key, through the volume's directory.
     vault.run(&["key", "recover", "tenant"]);
     let kek = format!("{}/keys/tenant", vault.environment()["KMSFS_DEV_VAULT_URL"]);
-    let calls = [vault.calls("unwrapkey"), vault.calls("wrapkey")];
+    let wraps = vault.calls("wrapkey");
     let volume = mount.volume();
     let report = json_of(&volume.run(&["rewrap", &place(volume), "--kek", &kek, "--json"]), 0);
     assert_eq!(report["complete"], true, "{report:#}");
-    assert_eq!([vault.calls("unwrapkey") - calls[0], vault.calls("wrapkey") - calls[1]][1], 0, "RSA wraps here");
+    assert_eq!(vault.calls("wrapkey"), wraps, "an RSA key wraps here");
     fs::remove_file(volume.file("own"))?;
     let volume = mount.again(&[]).unmount();
     let checked = json_of(&volume.run(&["fsck", "--deep", "--json", &place(&volume)]), 0);
@@ -329,7 +331,7 @@ fn a_lost_key_is_named_and_the_recovery_key_opens_the_volume_and_leads_to_anothe
     assert!(status["kek"].as_str().expect("a key").starts_with(&escrow));
     assert_eq!(number(fs::write(mount.at("new"), "new")), libc::EROFS);
     let volume = mount.unmount();
-    assert_eq!(events(&volume, "mount").last().expect("a mount")["with_recovery_kek"], true);
+    assert!(events(&volume, "mount").iter().any(|mount| mount["with_recovery_kek"] == true));
     let arguments = ["rewrap", &place(&volume), "--with-recovery-kek", "--kek", &new, "--json"];
     let done = json_of(&volume.run(&arguments), 0);
     assert_eq!((&done["complete"], &done["rewrapped"]), (&json!(true), &json!(50)), "{done:#}");

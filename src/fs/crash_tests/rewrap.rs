@@ -84,7 +84,7 @@ impl Cloud {
     fn make(&self, name: &str, recovery: Option<&str>, files_per_envelope: u32) -> MemStore {
         let store = MemStore::default();
         let second = recovery.map(|name| (name, self.connect(name)));
-        let second = second.as_ref().map(|(reference, kms)| RecoveryKek { reference, kms });
+        let second = second.as_ref().map(|(reference, kms)| RecoveryKek { reference: *reference, kms });
         let options = InitOptions { files_per_envelope, ..OPTIONS };
         fill(&*store.root(), name, &self.connect(name), options, second).unwrap();
         store.sync_all().unwrap();
@@ -179,6 +179,12 @@ fn headers(store: &MemStore) -> Vec<crate::format::header::Header> {
     found.into_values().collect()
 }
 
+/// A file of a directory that has no other name.
+fn any_file(directory: &dyn StoreDir) -> Vec<u8> {
+    let is_it = |name: &[u8]| directory.stat(name).is_ok_and(|stat| stat.kind == Kind::File && stat.nlink == 1);
+    directory.list().unwrap().into_iter().find(|entry| is_it(&entry.name)).unwrap().name
+}
+
 fn distinct(headers: &[crate::format::header::Header]) -> u64 {
     headers.iter().map(|header| &header.envelope.blob).collect::<HashSet<_>>().len() as u64
 }
@@ -245,8 +251,7 @@ fn an_old_header_that_is_put_back_is_refused_and_so_is_a_record_of_before() {
     fs.shut_down().unwrap();
     drop(fs);
     let tree = store.root().open_dir(b"tree").unwrap();
-    let entries = || tree.list().unwrap().into_iter().filter(|entry| tree.stat(&entry.name).unwrap().kind == Kind::File);
-    let entry = entries().next().unwrap().name;
+    let entry = any_file(&*tree);
     let mut old = vec![0; 4096];
     tree.open_file(&entry, false).unwrap().read_at(&mut old, StoredOffset(0)).unwrap();
 
@@ -329,8 +334,7 @@ fn the_old_key_stays_until_the_last_damaged_file_is_gone() {
     fs.shut_down().unwrap();
     drop(fs);
     let tree = store.root().open_dir(b"tree").unwrap();
-    let entry = tree.list().unwrap().into_iter().find(|entry| tree.stat(&entry.name).unwrap().kind == Kind::File);
-    let entry = entry.unwrap().name;
+    let entry = any_file(&*tree);
     let file = tree.open_file(&entry, true).unwrap();
     let mut byte = [0];
     file.read_at(&mut byte, StoredOffset(1510)).unwrap();
@@ -369,27 +373,31 @@ fn what_cannot_be_unwrapped_is_left_and_goes_on_when_it_can() {
     assert!(matches!(rewrap(&fs, Some("b")).0, Err(Stopped::Kms(error)) if error.kind == KmsErrorKind::Refused));
     assert_eq!(fs.volume().record().keks.len(), 1);
     cloud.key("b").refuses.store(false, Ordering::Relaxed);
-    // It is refused in the middle: the files whose secret is not in memory are left.
+    // It is refused after the first file: those that share its secret, which is in memory, are done, and no others. A
+    // file with a large change is committed by itself.
+    let mut found = Tree::new();
+    walk(&fs, ROOT, "", &mut found).unwrap();
+    let handles: Vec<_> =
+        fs.nodes.all().into_iter().filter(|(ino, _)| fs.nodes.kind(*ino) == Some(Kind::File)).collect();
+    assert_eq!(handles.len(), 6);
+    for (ino, _) in handles {
+        let handle = done(&fs, || fs.open(ino, true, false)).unwrap();
+        fs.write(handle, PlainOffset(0), &[7; 20_000], false).unwrap();
+        fs.sync(handle, false).unwrap();
+        fs.write(handle, PlainOffset(0), &[8; 20_000], false).unwrap();
+    }
+    fs.leases.wipe();
     let (progress, stop) = (Progress::default(), AtomicBool::new(false));
     let key = cloud.key("a");
     let pace = |_| key.refuses.store(true, Ordering::Relaxed);
-    let one = Rewrap { fs: &fs, progress: &progress, stop: &stop, pace: &pace, wait: &|_| () };
-    let first = fs.volume().record();
-    let plan = Plan { kek: Some("b".into()), recovery_kek: None };
-    let handle = done(&fs, || fs.open(fs.lookup(ROOT, b"0")?.stat.ino, true, false)).unwrap();
-    // A large change is committed by itself, so that the pace is called after the first file.
-    fs.sync(handle, false).unwrap();
-    fs.write(handle, PlainOffset(0), &[7; 20_000], false).unwrap();
-    let outcome = one.run(&plan).unwrap();
-    assert_eq!(first.keks.len(), 1);
-    fs.release(handle);
-    if outcome.left_count > 0 {
-        assert!(outcome.left.iter().all(|left| left.refused && left.why.contains("a#0")), "{outcome:?}");
-        assert!(outcome.retired.is_empty());
-    }
+    let run = Rewrap { fs: &fs, progress: &progress, stop: &stop, pace: &pace, wait: &|_| () };
+    let outcome = run.run(&Plan { kek: Some("b".into()), recovery_kek: None }).unwrap();
+    assert_eq!((outcome.left_count, outcome.retired.len()), (4, 0), "{outcome:?}");
+    assert!(outcome.left.iter().all(|left| left.refused && left.why.contains("a#0")), "{outcome:?}");
     key.refuses.store(false, Ordering::Relaxed);
-    complete(&fs, Some("b"));
-    assert_eq!(all(&fs).len(), 7);
+    let (_, progress) = complete(&fs, Some("b"));
+    assert_eq!((progress.rewrapped.load(Ordering::Relaxed), progress.wrapped.load(Ordering::Relaxed)), (4, 2));
+    assert!(all(&fs).values().all(|(content, _)| content.starts_with(&[8; 20_000])));
 }
 
 #[test]
@@ -525,7 +533,7 @@ fn what_is_moved_and_made_during_a_rewrap_is_not_overlooked() {
         ended.store(true, Ordering::Relaxed);
         outcome.unwrap()
     });
-    assert_eq!(outcome.left, []);
+    assert!(outcome.left.is_empty(), "{outcome:?}");
     assert_eq!(outcome.retired.len(), 1);
     fs.commit_all().unwrap();
     let target = Target::newest(&fs.volume().record());
@@ -554,7 +562,7 @@ fn after_every_cut_everything_is_readable_and_the_same_command_goes_on() {
         store.record();
         let (progress, stop) = (Progress::default(), AtomicBool::new(false));
         let turn = AtomicU64::new(0);
-        let write = |_| {
+        let write = |_: u64| {
             // The same bytes, so that every version is the same.
             let at = turn.fetch_add(1, Ordering::Relaxed) % 2;
             fs.write(handle, PlainOffset(at), &content_of(0)[at as usize..], false).unwrap();
@@ -573,7 +581,7 @@ fn after_every_cut_everything_is_readable_and_the_same_command_goes_on() {
             assert!(all(&fs) == expected, "{what}");
             let (outcome, _) = rewrap(&fs, Some("b"));
             let outcome = outcome.unwrap_or_else(|stopped| panic!("{what}: {stopped:?}"));
-            assert_eq!(outcome.left, [], "{what}");
+            assert!(outcome.left.is_empty(), "{what}: {outcome:?}");
             let record = fs.volume().record();
             let primary = record.keks.iter().filter(|kek| kek.role == KekRole::Primary).count();
             assert_eq!((primary, record.kek_floor), (1, record.newest().generation), "{what}");

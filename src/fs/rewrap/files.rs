@@ -267,6 +267,9 @@ impl<'a> Files<'a> {
     fn flush(&mut self) -> Result<(), Stopped> {
         let fs = self.rewrap.fs;
         let files = std::mem::take(&mut self.batch);
+        if files.is_empty() {
+            return Ok(());
+        }
         let count = files.len() as u64;
         let committed = (|| {
             // Only one at a time may hold the commits of several files.
@@ -365,7 +368,8 @@ impl<'a> Files<'a> {
             let unlocked = fs.enter().map_err(|error| self.rewrap.stopped(error))?;
             fs.keys_of_envelope(&unlocked, &header, wrapped).map_err(|error| self.rewrap.stopped(error))?
         };
-        let page = rewrapped_page(*found, &keys, envelope, recovery).map_err(|error| Problem::File(error.to_string()))?;
+        let page =
+            rewrapped_page(*found, &keys, envelope, recovery).map_err(|error| Problem::File(error.to_string()))?;
         fs.replace_aside(lost, name, &*store, &page[..])?;
         self.rewrap.progress.rewrapped.fetch_add(1, Ordering::Relaxed);
         Ok(())

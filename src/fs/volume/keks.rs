@@ -100,7 +100,9 @@ impl Volume {
     pub fn unlock(&self, ring: &Ring) -> Result<Unwrapped, VolumeError> {
         let Some(opening) = self.opening_kek() else {
             let error = KmsError::new(KmsErrorKind::Misconfigured, "the volume has no recovery key");
-            return Err(error.hint("one can be added while the primary key works: kmsfs rewrap --recovery-kek KEK").into());
+            return Err(error
+                .hint("one can be added while the primary key works: kmsfs rewrap --recovery-kek KEK")
+                .into());
         };
         let unwrapped = ring.unwrap(&opening.volume_key, self.record().id)?;
         self.authenticate(&unwrapped.secret)?;
