@@ -66,6 +66,7 @@ pub fn run(arguments: &Init) -> Result<(), Failure> {
     println!("key: {}", record.newest().volume_key.kek);
     if let Some(recovery) = record.newest_of(KekRole::Recovery) {
         println!("recovery key: {}", recovery.volume_key.kek);
+        println!("see that it opens the volume: kmsfs fsck {} --deep --with-recovery-kek", arguments.volume.display());
     }
     println!("mount it: kmsfs mount {} MOUNTPOINT", arguments.volume.display());
     Ok(())

@@ -1,6 +1,7 @@
 //! The tree on a store that loses power: random work, cut after every change, mounted again, and walked. A failure
 //! prints the seed of the work and of the cut.
 
+mod cloud;
 mod faults;
 mod rewrap;
 mod sweep;

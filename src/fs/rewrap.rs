@@ -32,6 +32,8 @@ use std::time::Duration;
 
 /// What is older after the first round was put there by nobody we know of; it gets so many rounds in all.
 const ROUNDS: usize = 3;
+/// How often it is looked whether the sweep of a mount has ended.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What is to be done.
 #[derive(Clone, Debug, Default)]
@@ -136,8 +138,13 @@ impl Rewrap<'_> {
     /// [`Stopped`]: everything can be read, by both KEKs, and the same goes on later.
     pub fn run(&self, plan: &Plan) -> Result<Outcome, Stopped> {
         let target = self.begin(plan)?;
-        if self.fs.wants_sweep() {
-            self.fs.sweep(self.stop).map_err(|error| self.stopped(error))?;
+        while self.fs.wants_sweep() {
+            match self.fs.sweep(self.stop) {
+                _ if self.stop.load(Ordering::Relaxed) => return Err(Stopped::Asked),
+                // The mount's own is under way.
+                Err(Error::Errno(libc::EBUSY)) => (self.wait)(PAUSE),
+                swept => swept.map_err(|error| self.stopped(error))?,
+            }
         }
         // Whoever had taken an older envelope has finished when this is granted.
         drop(self.fs.namespace.write());
@@ -170,7 +177,7 @@ impl Rewrap<'_> {
         let volume_key = fs.copy_of_volume_key()?;
         let record = fs.volume.record();
         let opening = fs.volume.opening_kek().unwrap_or_else(|| record.newest().clone());
-        fs.ring.unwrap(&opening.volume_key, record.id)?;
+        fs.ring.unwrap(&opening.volume_key, record.id).map_err(|error| named(error, &opening))?;
         let reference = plan.kek.as_ref().unwrap_or(&record.newest().reference);
         let kms = fs.ring.connect(reference)?;
         let present = record.newest_of(KekRole::Recovery).map(|kek| &kek.reference);
@@ -250,6 +257,16 @@ impl Rewrap<'_> {
             _ => Stopped::Locked,
         }
     }
+}
+
+/// What a KMS said of a KEK, with the version that it is about.
+fn named(error: KmsError, kek: &Kek) -> KmsError {
+    let id = &kek.volume_key.kek.0;
+    let message = match error.message.contains(id) {
+        true => error.message,
+        false => format!("{}: the volume needs {id}", error.message),
+    };
+    KmsError { message, ..error }
 }
 
 /// How many names of files there are, as far as the directories tell without looking at each.

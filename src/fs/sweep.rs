@@ -16,9 +16,14 @@ impl Fs {
     /// Looks at every file once. Blocks on the KMS: not for a thread that serves the kernel.
     ///
     /// # Errors
-    /// The first that makes it impossible to say that all files were seen; it is tried again later.
+    /// `EBUSY` if somebody else looks at every file: a rewrap, which takes its time, and which sweeps first. The first that
+    /// makes it impossible to say that all files were seen. It is tried again later.
     pub fn sweep(&self, stop: &AtomicBool) -> Result<()> {
-        self.walk(stop, &mut |seen| self.sweep_file(seen))?;
+        let Some(alone) = self.walking.try_lock() else { return Err(Error::errno(libc::EBUSY)) };
+        if !self.wants_sweep() {
+            return Ok(());
+        }
+        self.walk_alone(&alone, stop, &mut |seen| self.sweep_file(seen))?;
         self.commit_all()?;
         Ok(self.context.journal.forgive_crashed_batches()?)
     }

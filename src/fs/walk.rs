@@ -6,6 +6,7 @@
 use super::nodes::{Place, ROOT};
 use super::*;
 use crate::store::StoreDir;
+use parking_lot::MutexGuard;
 
 /// What got another place during a walk.
 pub(super) struct Moved {
@@ -27,6 +28,18 @@ pub(super) struct Seen<'a> {
 /// What is to be done with each file.
 pub(super) type Look<'a> = &'a mut dyn FnMut(&Seen<'_>) -> Result<()>;
 
+/// When so much was moved, it is looked at before the walk goes on: a slow walk must not remember every rename.
+const MOST_MOVED: usize = 1024;
+
+/// One walk.
+struct Walk<'a> {
+    fs: &'a Fs,
+    stop: &'a AtomicBool,
+    look: Look<'a>,
+    /// What was moved is being looked at.
+    catching_up: bool,
+}
+
 impl Fs {
     /// Lets `look` look at every file. One with several names is seen by each of them. One walk at a time: the next one
     /// waits.
@@ -35,34 +48,17 @@ impl Fs {
     /// The first of `look` or of the store that makes it impossible to say that all files were seen;
     /// [`Error::Draining`] if it was told to stop.
     pub(super) fn walk(&self, stop: &AtomicBool, look: Look<'_>) -> Result<()> {
-        let _one_at_a_time = self.walking.lock();
+        let alone = self.walking.lock();
+        self.walk_alone(&alone, stop, look)
+    }
+
+    /// The same, by whoever has seen to it that it is alone.
+    pub(super) fn walk_alone(&self, _alone: &MutexGuard<'_, ()>, stop: &AtomicBool, look: Look<'_>) -> Result<()> {
         *self.moved.lock() = Some(Vec::new());
-        let walked = self.walk_all(stop, look);
+        let walked = Walk { fs: self, stop, look, catching_up: false }.all();
         let left = self.moved.lock().take();
         left.into_iter().flatten().for_each(|moved| self.let_go_of(&moved));
         walked
-    }
-
-    fn walk_all(&self, stop: &AtomicBool, look: Look<'_>) -> Result<()> {
-        let root = self.nodes.directory(ROOT)?;
-        self.walk_directory(&*root, ROOT, stop, look)?;
-        loop {
-            // What was moved behind the walk's back is looked at where it is now. Alone, so that nothing is just on its way.
-            let moved = {
-                let _alone = self.namespace.write();
-                self.moved.lock().as_mut().map(std::mem::take).unwrap_or_default()
-            };
-            if moved.is_empty() {
-                return Ok(());
-            }
-            let mut walked = Ok(());
-            for moved in moved {
-                walked = walked
-                    .and_then(|()| self.walk_entry(&*moved.directory, moved.parent, &moved.entry, None, stop, look));
-                self.let_go_of(&moved);
-            }
-            walked?;
-        }
     }
 
     /// Notes that something got a name in a directory other than by being made there. To be called while the
@@ -77,24 +73,46 @@ impl Fs {
     fn let_go_of(&self, moved: &Moved) {
         moved.held.iter().for_each(|ino| self.forget(*ino, 1));
     }
+}
 
-    fn walk_directory(&self, directory: &dyn StoreDir, ino: u64, stop: &AtomicBool, look: Look<'_>) -> Result<()> {
+impl Walk<'_> {
+    fn all(&mut self) -> Result<()> {
+        let root = self.fs.nodes.directory(ROOT)?;
+        self.directory(&*root, ROOT)?;
+        while self.catch_up()? {}
+        Ok(())
+    }
+
+    /// Looks at what was moved behind the walk's back, where it is now; says whether there was anything.
+    fn catch_up(&mut self) -> Result<bool> {
+        // Alone, so that nothing is just on its way.
+        let moved = {
+            let _alone = self.fs.namespace.write();
+            self.fs.moved.lock().as_mut().map(std::mem::take).unwrap_or_default()
+        };
+        let some = !moved.is_empty();
+        self.catching_up = true;
+        let mut walked = Ok(());
+        for moved in moved {
+            walked = walked.and_then(|()| self.entry(&*moved.directory, moved.parent, &moved.entry, None));
+            self.fs.let_go_of(&moved);
+        }
+        self.catching_up = false;
+        walked.map(|()| some)
+    }
+
+    fn directory(&mut self, directory: &dyn StoreDir, ino: u64) -> Result<()> {
         for entry in directory.list()? {
-            self.walk_entry(directory, ino, &entry.name, entry.kind, stop, look)?;
+            self.entry(directory, ino, &entry.name, entry.kind)?;
+            if !self.catching_up && self.fs.moved.lock().as_ref().is_some_and(|moved| moved.len() > MOST_MOVED) {
+                self.catch_up()?;
+            }
         }
         Ok(())
     }
 
-    fn walk_entry(
-        &self,
-        directory: &dyn StoreDir,
-        parent: u64,
-        entry: &[u8],
-        kind: Option<Kind>,
-        stop: &AtomicBool,
-        look: Look<'_>,
-    ) -> Result<()> {
-        if stop.load(Ordering::Relaxed) {
+    fn entry(&mut self, directory: &dyn StoreDir, parent: u64, entry: &[u8], kind: Option<Kind>) -> Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Draining);
         }
         // Not every filesystem tells it with the name.
@@ -106,15 +124,15 @@ impl Fs {
             Some(Kind::Directory) => {
                 let Some(below) = there(directory.open_dir(entry))? else { return Ok(()) };
                 let stat = below.inode().stat()?;
-                self.nodes.remember(&stat, Place { parent, entry: entry.into() });
-                let walked = self.walk_directory(&*below, stat.ino, stop, look);
-                self.nodes.forget(stat.ino, 1);
+                self.fs.nodes.remember(&stat, Place { parent, entry: entry.into() });
+                let walked = self.directory(&*below, stat.ino);
+                self.fs.nodes.forget(stat.ino, 1);
                 walked
             }
             Some(Kind::File) => match there(directory.stat(entry))? {
                 Some(stat) if stat.kind == Kind::File => {
-                    self.let_creators_finish(&stat);
-                    look(&Seen { directory, parent, entry, stat })
+                    self.fs.let_creators_finish(&stat);
+                    (self.look)(&Seen { directory, parent, entry, stat })
                 }
                 _ => Ok(()),
             },

@@ -241,6 +241,7 @@ fn a_volume_goes_to_another_provider_and_back_under_load_though_its_process_is_k
     still(&mount);
     assert!(crate::harness::content(&held) == bytes(1, 101));
     assert_eq!(mount.status()["state"], "unlocked");
+    drop(held);
     let mount = mount.again(&[]);
     still(&mount);
     synced.iter().enumerate().for_each(|(thread, synced)| check_written(&mount, thread as u64, synced));
