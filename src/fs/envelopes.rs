@@ -6,7 +6,7 @@ use super::volume::{Target, Volume};
 use crate::crypto::Secret32;
 use crate::format::header::Envelope;
 use crate::format::volume::KekRole;
-use crate::kms::{Kms, KmsError, KmsErrorKind, Ring, Wrapped};
+use crate::kms::{Kms, Ring, Wrapped};
 use crate::lease::Leases;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -76,7 +76,7 @@ impl Envelopes {
     }
 
     /// Makes the next envelope. Asks the KMS where wrapping is not local. Returns whether there is one: there is none if
-    /// the KEK was rotated and the volume's record does not know its new version.
+    /// the KEK was rotated and the volume's record does not know its new version, or if another KEK was taken up meanwhile.
     ///
     /// # Errors
     /// What the KMS said, or that the volume is locked.
@@ -91,12 +91,11 @@ impl Envelopes {
         let made = Made { wrapped, envelope, recovery };
         let mut pair = self.0.lock();
         // Whoever raised it meanwhile must not find an older one later.
-        if !made.meets(pair.target) {
-            let message = "the key wraps with an older version than the volume's newest";
-            return Err(KmsError::new(KmsErrorKind::Misconfigured, message).into());
+        let is_new = made.meets(pair.target);
+        if is_new {
+            pair.next = Some(made);
         }
-        pair.next = Some(made);
-        Ok(true)
+        Ok(is_new)
     }
 }
 

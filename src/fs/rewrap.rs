@@ -23,7 +23,7 @@ use super::walk::{Seen, there};
 use super::*;
 use crate::file::{Found, Unverified};
 use crate::format::volume::{Kek, KekRole};
-use crate::kms::{Kms, KmsError};
+use crate::kms::{Kms, KmsError, KmsErrorKind};
 use crate::units::KekGeneration;
 use files::Files;
 use std::collections::BTreeMap;
@@ -185,8 +185,11 @@ impl Rewrap<'_> {
             Some(reference) => Some((reference, fs.ring.connect(reference)?)),
             None => None,
         };
-        if let Some((_, recovery)) = &recovery {
-            recovery.wrap(&volume_key, record.id)?;
+        if let Some((_, recovery)) = &recovery
+            && recovery.wrap(&volume_key, record.id)?.kek.is_same_key(&kms.wrap(&volume_key, record.id)?.kek)
+        {
+            let error = KmsError::new(KmsErrorKind::Misconfigured, "the recovery key would be the key itself");
+            return Err(error.hint("give another key, best of all in another vault or another cloud").into());
         }
         let mut added = fs.volume.add_kek(KekRole::Primary, reference, &*kms, &volume_key)?;
         fs.ring.keep(reference, kms);

@@ -358,6 +358,11 @@ fn the_recovery_key_opens_everything_and_leads_to_a_new_one() {
     fs.shut_down().unwrap();
     drop(fs);
     assert_eq!(cloud.calls("a").0, asked, "the lost key is not asked");
+    // One key cannot be both.
+    let fs = cloud.mount(&store);
+    assert!(matches!(rewrap(&fs, Some("r")).0, Err(Stopped::Kms(error)) if error.kind == KmsErrorKind::Misconfigured));
+    assert_eq!(fs.volume().record().newest().reference, "b");
+    drop(fs);
     // Each of the two opens everything now.
     for role in [KekRole::Primary, KekRole::Recovery] {
         assert_eq!(all(&cloud.mount_by(&store, role).unwrap()), before);

@@ -84,6 +84,13 @@ impl<'a> Files<'a> {
     pub fn look(&mut self, seen: &Seen<'_>) -> Result<(), Stopped> {
         let fs = self.rewrap.fs;
         let path = || join(&fs.nodes.path(seen.parent), seen.entry);
+        // Most of what is not to be changed needs no more than this.
+        if let Ok(read) = seen.directory.open_file(seen.entry, false)
+            && let Ok(Found::Header(found)) = Unverified::read(&*read)
+            && self.target.is_met_by(found.header())
+        {
+            return Ok(());
+        }
         let store = match there(open_writable(seen.directory, seen.entry)) {
             Ok(Some(store)) => store,
             Ok(None) => return Ok(()),
