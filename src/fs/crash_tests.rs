@@ -3,6 +3,7 @@
 
 mod cloud;
 mod faults;
+mod recovery_kek;
 mod rewrap;
 mod sweep;
 mod work;

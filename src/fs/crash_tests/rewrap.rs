@@ -10,14 +10,14 @@ use crate::kms::KmsErrorKind;
 use crate::store::{RenameMode, StoreDir};
 use crate::units::{KekGeneration, StoredOffset};
 
-fn rewrap(fs: &Fs, kek: Option<&str>) -> (Result<Outcome, Stopped>, Progress) {
+pub(super) fn rewrap(fs: &Fs, kek: Option<&str>) -> (Result<Outcome, Stopped>, Progress) {
     let (progress, stop) = (Progress::default(), AtomicBool::new(false));
     let plan = Plan { kek: kek.map(str::to_owned), recovery_kek: None };
     let outcome = Rewrap { fs, progress: &progress, stop: &stop, pace: &|_| (), wait: &|_| () }.run(&plan);
     (outcome, progress)
 }
 
-fn complete(fs: &Fs, kek: Option<&str>) -> (Outcome, Progress) {
+pub(super) fn complete(fs: &Fs, kek: Option<&str>) -> (Outcome, Progress) {
     let (outcome, progress) = rewrap(fs, kek);
     let outcome = outcome.unwrap();
     assert_eq!((outcome.left_count, &outcome.left[..]), (0, &[][..]));
@@ -25,7 +25,7 @@ fn complete(fs: &Fs, kek: Option<&str>) -> (Outcome, Progress) {
 }
 
 /// A directory with files, one of them with two names, one with a long one; all closed.
-fn put_files(fs: &Fs, count: usize) {
+pub(super) fn put_files(fs: &Fs, count: usize) {
     let directory = done(fs, || fs.make_directory(ROOT, b"directory", creator(0o755))).unwrap().stat.ino;
     for number in 0..count {
         let parent = if number % 2 == 0 { ROOT } else { directory };
@@ -44,7 +44,7 @@ fn content_of(number: usize) -> Vec<u8> {
     format!("{number}:").repeat(1 + number * 700).into_bytes()
 }
 
-fn all(fs: &Fs) -> Tree {
+pub(super) fn all(fs: &Fs) -> Tree {
     let mut found = Tree::new();
     walk(fs, ROOT, "", &mut found).unwrap();
     found
@@ -126,7 +126,7 @@ fn each_envelope_is_unwrapped_once_and_wrapped_once_and_then_the_old_key_is_not_
     assert_eq!(fs.counters.damaged.load(Ordering::Relaxed), 0);
 }
 
-fn put_more(fs: &Fs, name: &[u8]) {
+pub(super) fn put_more(fs: &Fs, name: &[u8]) {
     let (_, handle) = done(fs, || fs.create(ROOT, name, creator(0o644))).unwrap();
     fs.write(handle, PlainOffset(0), b"more", false).unwrap();
     fs.release(handle);
@@ -335,63 +335,6 @@ fn a_key_that_takes_the_place_of_another_is_no_version_of_it() {
 }
 
 #[test]
-fn the_recovery_key_opens_everything_and_leads_to_a_new_one() {
-    let cloud = Cloud::default();
-    let store = cloud.make("a", Some("r"), 3);
-    let fs = cloud.mount(&store);
-    let (_, wraps) = cloud.calls("r");
-    put_files(&fs, 7);
-    // One for each envelope, the next one included.
-    assert_eq!(cloud.calls("r").1 - wraps, cloud.calls("a").1 - 1);
-    fs.shut_down().unwrap();
-    let before = all(&fs);
-    drop(fs);
-    cloud.key("a").refuses.store(true, Ordering::Relaxed);
-    assert!(cloud.mount_by(&store, KekRole::Primary).is_err());
-    let asked = cloud.calls("a").0;
-    let fs = cloud.mount_by(&store, KekRole::Recovery).unwrap();
-    assert_eq!(all(&fs), before);
-    drop(fs);
-    let fs = cloud.open(&store, KekRole::Recovery, false).unwrap();
-    let (outcome, _) = complete(&fs, Some("b"));
-    assert_eq!(outcome.retired.len(), 1);
-    fs.shut_down().unwrap();
-    drop(fs);
-    assert_eq!(cloud.calls("a").0, asked, "the lost key is not asked");
-    // One key cannot be both.
-    let fs = cloud.mount(&store);
-    assert!(matches!(rewrap(&fs, Some("r")).0, Err(Stopped::Kms(error)) if error.kind == KmsErrorKind::Misconfigured));
-    assert_eq!(fs.volume().record().newest().reference, "b");
-    drop(fs);
-    // Each of the two opens everything now.
-    for role in [KekRole::Primary, KekRole::Recovery] {
-        assert_eq!(all(&cloud.mount_by(&store, role).unwrap()), before);
-    }
-}
-
-#[test]
-fn a_recovery_key_can_be_added_later_and_replaced() {
-    let cloud = Cloud::default();
-    let store = cloud.make("a", None, 3);
-    let fs = cloud.mount(&store);
-    put_files(&fs, 7);
-    for recovery in ["r", "s"] {
-        let (progress, stop) = (Progress::default(), AtomicBool::new(false));
-        let plan = Plan { kek: None, recovery_kek: Some(recovery.into()) };
-        let run = Rewrap { fs: &fs, progress: &progress, stop: &stop, pace: &|_| (), wait: &|_| () };
-        assert_eq!(run.run(&plan).unwrap().left_count, 0);
-        put_more(&fs, recovery.as_bytes());
-    }
-    fs.shut_down().unwrap();
-    let before = all(&fs);
-    drop(fs);
-    for key in ["a", "r"] {
-        cloud.key(key).refuses.store(true, Ordering::Relaxed);
-    }
-    assert_eq!(all(&cloud.mount_by(&store, KekRole::Recovery).unwrap()), before);
-}
-
-#[test]
 fn what_is_moved_and_made_during_a_rewrap_is_not_overlooked() {
     let cloud = Cloud::default();
     let store = cloud.make("a", None, 1);
@@ -490,4 +433,35 @@ fn after_every_cut_everything_is_readable_and_the_same_command_goes_on() {
         }
     }
     println!("{cuts} cuts");
+}
+
+#[test]
+fn what_crashes_left_is_rewrapped_too_and_keeps_the_old_key_if_it_cannot_be() {
+    let cloud = Cloud::default();
+    let store = cloud.make("a", None, 5);
+    let fs = cloud.mount(&store);
+    put_files(&fs, 5);
+    fs.commit_all().unwrap();
+    let tree = store.root().open_dir(b"tree").unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    let len = tree.open_file(&any_file(&*tree), false).unwrap().read_at(&mut bytes, StoredOffset(0)).unwrap();
+    bytes.truncate(len);
+    let lost = fs.volume().lost().unwrap();
+    for (name, at) in [([b'0'; 32], None), ([b'1'; 32], Some(1510))] {
+        let mut bytes = bytes.clone();
+        at.into_iter().for_each(|at: usize| bytes[at] ^= 1);
+        lost.create_file(&name, 0o600).unwrap().write_at(&bytes, StoredOffset(0)).unwrap();
+    }
+    let outcome = rewrap(&fs, Some("b")).0.unwrap();
+    assert_eq!((outcome.left_count, outcome.retired.len()), (1, 0));
+    assert_eq!(outcome.left[0].stored, [&b"lost/"[..], &[b'1'; 32]].concat());
+    lost.unlink(&[b'1'; 32]).unwrap();
+    assert_eq!(complete(&fs, Some("b")).0.retired.len(), 1);
+    let kept = lost.open_file(&[b'0'; 32], false).unwrap();
+    let Ok(Found::Header(found)) = Unverified::read(&*kept) else { panic!() };
+    assert!(Target::newest(&fs.volume().record()).is_met_by(found.header()));
+    let mut now = vec![0; bytes.len() + 1];
+    assert_eq!(kept.read_at(&mut now, StoredOffset(0)).unwrap(), bytes.len());
+    assert!(now[4096..bytes.len()] == bytes[4096..]);
+    assert_eq!(lost.list().unwrap().len(), 1);
 }
