@@ -12,7 +12,7 @@ pub mod recovery;
 mod replay;
 
 use crate::format::PAGE;
-use crate::store::StoreFile;
+use crate::store::{Store, StoreFile};
 use crate::units::{FileId, StoredOffset};
 pub use crashed::Crashed;
 use log::Log;
@@ -20,13 +20,16 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 pub use record::Update;
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Bytes of each of the two log files of a new volume.
 pub const LOG_LEN: u64 = 16 * 1024 * 1024;
 /// How many batches there are at most that are not committed: one that is on its way, and one for new files meanwhile.
 const MAX_OPEN_BATCHES: u64 = 2;
+/// More files than this are not worth being synced one by one.
+const MANY: usize = 128;
+
 /// A position in the history of the log: bytes appended since it was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lsn(u64);
@@ -50,6 +53,8 @@ pub struct Journal {
     /// Not 0: a write to the log failed, or to what only the log still has, with this error. What was appended may
     /// or may not be there, so nothing more is promised, and nothing may be changed in place: the next mount replays.
     broken: AtomicI32,
+    /// What syncs everything at once, if it is known.
+    store: OnceLock<Arc<dyn Store>>,
 }
 
 struct Inner {
@@ -78,7 +83,13 @@ pub struct Appended {
 impl Journal {
     fn of(inner: Inner, broken: i32) -> Self {
         let batch = AtomicU64::new(inner.committed_batch + 1);
-        Self { batch, inner: Mutex::new(inner), progress: Condvar::new(), broken: AtomicI32::new(broken) }
+        let (progress, broken) = (Condvar::new(), AtomicI32::new(broken));
+        Self { batch, inner: Mutex::new(inner), progress, broken, store: OnceLock::new() }
+    }
+
+    /// Lets the files of a log be synced together, through the store that they are in, when they are many.
+    pub fn sync_through(&self, store: &Arc<dyn Store>) {
+        self.store.get_or_init(|| Arc::clone(store));
     }
 
     /// Whether the log can be relied on.
@@ -348,11 +359,9 @@ impl Journal {
         }
         inner.cleaning = true;
         let touched: HashMap<_, _> = std::mem::take(&mut inner.logs[which].touched);
-        let result = MutexGuard::unlocked(inner, || {
-            for file in touched.values() {
-                file.sync(true)?;
-            }
-            Ok(())
+        let result = MutexGuard::unlocked(inner, || match self.store.get() {
+            Some(store) if touched.len() > MANY => store.sync_all(),
+            _ => touched.values().try_for_each(|file| file.sync(true)),
         });
         inner.cleaning = false;
         self.progress.notify_all();

@@ -25,6 +25,7 @@ impl Fs {
         read_only: bool,
     ) -> Result<Self> {
         let tree = volume.tree()?;
+        context.journal.sync_through(&store);
         Ok(Self {
             nodes: Nodes::new(tree),
             volume,
