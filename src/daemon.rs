@@ -17,6 +17,7 @@ mod trail;
 
 pub use job::State as JobState;
 pub use options::MountOptions;
+pub use process::harden;
 pub use rewrap::{LeftFile, RewrapStatus, Rewrapper};
 pub use scrub::ScrubStatus;
 pub use serve::{Stage, serve};

@@ -226,8 +226,13 @@ impl Journal {
         let mut inner = self.inner.lock();
         let log = &mut inner.logs[appended.log];
         log.unapplied -= 1;
-        if let Some(file) = file {
+        if let Some(file) = file.filter(|_| !log.touched_many) {
             log.touched.insert(ino, Arc::clone(file));
+            if log.touched.len() > MANY && self.store.get().is_some() {
+                // Neither kept open nor synced one by one.
+                log.touched.clear();
+                log.touched_many = true;
+            }
         }
         drop(inner);
         self.progress.notify_all();
@@ -245,7 +250,7 @@ impl Journal {
     /// Whether the inactive log waits to be cleaned, or the active one is half full.
     pub fn wants_checkpoint(&self) -> bool {
         let inner = self.inner.lock();
-        inner.logs.get(1 - inner.active).is_some_and(|log| !log.touched.is_empty())
+        inner.logs.get(1 - inner.active).is_some_and(|log| log.touched_many || !log.touched.is_empty())
     }
 
     /// Makes everything durable in place that the inactive log holds, so that the next rotation need not wait.
@@ -359,9 +364,12 @@ impl Journal {
         }
         inner.cleaning = true;
         let touched: HashMap<_, _> = std::mem::take(&mut inner.logs[which].touched);
-        let result = MutexGuard::unlocked(inner, || match self.store.get() {
-            Some(store) if touched.len() > MANY => store.sync_all(),
-            _ => touched.values().try_for_each(|file| file.sync(true)),
+        let many = std::mem::take(&mut inner.logs[which].touched_many);
+        let result = MutexGuard::unlocked(inner, || {
+            if many && let Some(store) = self.store.get() {
+                store.sync_all()?;
+            }
+            touched.values().try_for_each(|file| file.sync(true))
         });
         inner.cleaning = false;
         self.progress.notify_all();

@@ -41,6 +41,7 @@ impl Offline {
     /// # Errors
     /// As for a mount.
     pub fn open(path: &Path, with_recovery_kek: bool, kms_rate: u32) -> Result<Self, Failure> {
+        crate::daemon::harden();
         crate::crypto::cipher::self_test()
             .map_err(|_| Failure::new(Exit::Failure, "this machine's AES-256-GCM gives wrong answers"))?;
         let of_store = |error: std::io::Error| Failure::of_store(path, &error);
