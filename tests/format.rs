@@ -225,7 +225,7 @@ fn a_volume_that_was_rewrapped_is_the_same_under_its_new_key_and_needs_its_old_o
     let (volume, key) = make_volume(dir.path(), "4K", false);
     let fs = mount(&volume, &key).unwrap();
     for (number, len) in [0, 1, 4096, 70 * 4096, 400 * 4096].into_iter().enumerate() {
-        let content = noise(len, number as u64);
+        let content = noise(len, number as u8);
         make_file(&fs, ROOT, format!("{number}").as_bytes(), &[(0, &content)], len as u64);
     }
     fs.shut_down().unwrap();
