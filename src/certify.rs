@@ -71,7 +71,8 @@ pub fn gather(
     let Some(scan) = scan::scan(volume, volume.root(), threads, progress, stop)? else { return Ok(None) };
     let trail = Trail::read(volume)?;
     // Last, so that the certificate is about the moment at which it is made.
-    let keys = volume.record().keks.iter().map(|kek| keys::examine(kek, volume, &scan.envelopes, options)).collect();
+    let ring = volume.ring(options.clone(), None);
+    let keys = volume.record().keks.iter().map(|kek| keys::examine(kek, volume, &scan.envelopes, &ring)).collect();
     Ok(Some(Evidence { made: SystemTime::now(), keys, scan, trail, mounted }))
 }
 

@@ -1,9 +1,10 @@
 //! Checking volumes: what can be seen without a key ([`structure()`]), authenticating everything ([`Deep`]), and taking
-//! damaged files aside ([`quarantine()`]). Files are read by the code that serves mounts; nothing is parsed twice.
+//! damaged files aside ([`quarantine()`]); and counting what each key has wrapped ([`count_keys`]). Files are read by the code that serves mounts; nothing is parsed twice.
 //! Depends on `fs` and below. Invariant: nothing here changes a volume but [`quarantine()`].
 
 mod deep;
 mod finding;
+mod keys;
 mod quarantine;
 mod queue;
 mod saved;
@@ -12,6 +13,7 @@ mod walk;
 
 pub use deep::{Deep, Progress, Stopped};
 pub use finding::{Finding, Findings, Kind, Severity, printable};
+pub use keys::{KeyCounts, count_keys};
 pub use quarantine::{QuarantineError, quarantine};
 pub use queue::Order;
 pub use saved::Saved;

@@ -11,6 +11,7 @@ mod key;
 mod lock;
 mod mount;
 mod report;
+mod rewrap;
 mod rollback;
 mod scrub;
 mod status;
@@ -64,6 +65,8 @@ enum Command {
     Export(transfer::Export),
     /// Certify what became of a volume's keys after its owner took them away
     Certify(certify::Certify),
+    /// Wrap everything in a volume by another key, or by the newest version of its own, while it is in use
+    Rewrap(rewrap::RewrapCommand),
     /// Make a mount unreadable until it is unlocked
     Lock(lock::Lock),
     /// Make a mount readable again that was locked by hand, if the KMS grants its key
@@ -101,6 +104,7 @@ pub fn run() -> ExitCode {
         Command::Certify(command) => certify::run(&command),
         Command::Import(command) => transfer::import(&command),
         Command::Export(command) => transfer::export(&command),
+        Command::Rewrap(command) => rewrap::run(&command),
         Command::Lock(command) => lock::lock(&command),
         Command::Unlock(command) => lock::unlock(&command),
         Command::DevVault(command) => dev_vault::run(command),

@@ -1,6 +1,7 @@
 //! How a command fails: an exit code that scripts can rely on, a message and a hint for people.
 
-use crate::fs::volume::VolumeError;
+use crate::format::volume::KekRole;
+use crate::fs::volume::{Volume, VolumeError};
 use crate::kms::{KEY_MALFORMED, KEY_REPLACED, KmsError, KmsErrorKind, OPERATION_FORBIDDEN};
 use std::io;
 use std::path::Path;
@@ -163,6 +164,28 @@ impl Failure {
             VolumeError::Io(error) => Self::of_store(path, &error),
             VolumeError::Kms(error) => error.into(),
         }
+    }
+
+    /// Why a volume's key does not open it: which key it is, and what can still be done.
+    pub fn of_key(volume: &Volume, error: KmsError) -> Self {
+        let refused = matches!(error.kind, KmsErrorKind::Refused);
+        let failure = Self::from(error);
+        let Some(kek) = volume.opening_kek().filter(|_| refused) else { return failure };
+        let id = kek.volume_key.kek.to_string();
+        let message = match failure.message.contains(&id) {
+            true => failure.message,
+            false => format!("{}: the volume needs {id}", failure.message),
+        };
+        let spare = volume.record().newest_of(KekRole::Recovery).is_some() && kek.role == KekRole::Primary;
+        let hint = match (failure.hint, spare) {
+            (Some(hint), false) => Some(hint),
+            (hint, true) => {
+                let way = "if it is lost for good, the recovery key opens the volume: mount -o ro --with-recovery-kek";
+                Some(hint.map_or_else(|| way.to_owned(), |hint| format!("{hint}; {way}")))
+            }
+            (None, false) => None,
+        };
+        Self { message, hint, ..failure }
     }
 
     /// What the backing directory could not do.

@@ -12,6 +12,7 @@ mod examine;
 mod keys;
 mod map;
 mod read;
+mod rewrap;
 mod state;
 mod write;
 
@@ -24,6 +25,7 @@ use crate::units::{ChunkIndex, Epoch, FileId, KekGeneration, PlainOffset, Stored
 pub use commit::{Batched, Prepared};
 pub use keys::Keys;
 use parking_lot::{Mutex, RwLock};
+pub use rewrap::rewrapped_page;
 use state::{Mode, State};
 use std::fmt;
 use std::io;
@@ -135,6 +137,8 @@ pub struct File {
     state: RwLock<State>,
     /// Held for the length of a commit: one at a time, without stopping readers and writers.
     committing: Mutex<()>,
+    /// The stored file once more, open for writing, where `store` may not be.
+    writer: Mutex<Option<Arc<dyn StoreFile>>>,
 }
 
 /// A header page that was read but not yet verified: it says which envelope has to be unwrapped first.
@@ -220,6 +224,7 @@ impl File {
             epoch: header.epoch,
             state: RwLock::new(State::new(VerifiedPage::new(header), Mode::Fresh)),
             committing: Mutex::new(()),
+            writer: Mutex::default(),
             keys: RwLock::new(Some(keys)),
             context,
             store,
@@ -241,6 +246,7 @@ impl File {
             epoch: header.epoch,
             state: RwLock::new(State::new(VerifiedPage::new(header), Mode::Committed)),
             committing: Mutex::new(()),
+            writer: Mutex::default(),
             keys: RwLock::new(Some(keys)),
             context,
             store,
@@ -278,6 +284,7 @@ impl File {
             epoch: state.page.header().epoch,
             state: RwLock::new(state),
             committing: Mutex::new(()),
+            writer: Mutex::default(),
             keys: RwLock::new(Some(keys)),
             context,
             store,

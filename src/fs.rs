@@ -21,11 +21,15 @@ mod naming;
 mod nodes;
 mod remove;
 mod rename;
+pub mod rewrap;
+mod rotation;
 mod sweep;
 pub mod volume;
+mod walk;
 mod xattrs;
 
 use crate::file::{Context, File};
+use crate::kms::Ring;
 use crate::lease::{Leases, LockReason, OnRevoked};
 use crate::store::{Kind, Stat, Store, StoreDir, StoreFile};
 use crate::units::PlainOffset;
@@ -40,6 +44,7 @@ pub use naming::read_dir_id;
 use nodes::Nodes;
 pub use nodes::ROOT;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+pub use rotation::Tell;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -54,6 +59,8 @@ pub struct Fs {
     store: Arc<dyn Store>,
     context: Arc<Context>,
     leases: Arc<Leases>,
+    /// Where the volume's KEKs are asked.
+    ring: Arc<Ring>,
     envelopes: Envelopes,
     read_only: bool,
     gate: RwLock<Gate>,
@@ -81,10 +88,14 @@ pub struct Fs {
     committing: Mutex<()>,
     /// Directories in which something was made that names need, and that may not be durable.
     names: Mutex<durable::Names>,
-    /// While a sweep goes on: what was moved meanwhile, perhaps from where it has not been to where it has.
-    moved: Mutex<Option<Vec<sweep::Moved>>>,
+    /// Held while every file is looked at.
+    walking: Mutex<()>,
+    /// While that goes on: what was moved meanwhile, perhaps from where it has not been to where it has.
+    moved: Mutex<Option<Vec<walk::Moved>>>,
     /// A new file could neither be given its header nor be removed. What has no header may be such a file.
     half_made: AtomicBool,
+    /// Whom to tell that the volume has a new KEK.
+    on_new_kek: Mutex<Option<rotation::Tell>>,
     /// Numbers of what happened, for `status`.
     pub counters: Counters,
 }
@@ -231,6 +242,11 @@ impl Fs {
         &self.leases
     }
 
+    /// Whether nothing can be changed.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
     /// How many inodes the kernel knows.
     pub fn known_inodes(&self) -> usize {
         self.nodes.len()
@@ -253,7 +269,7 @@ impl Fs {
     pub fn fetch(&self, need: &error::Need) -> Result<()> {
         match need {
             error::Need::Unwrap(wrapped) => self.leases.fetch(wrapped).map(drop).map_err(Error::from),
-            error::Need::Envelope => self.envelopes.refill(&self.leases),
+            error::Need::Envelope => self.refill(),
         }
     }
 }

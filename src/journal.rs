@@ -12,7 +12,7 @@ pub mod recovery;
 mod replay;
 
 use crate::format::PAGE;
-use crate::store::StoreFile;
+use crate::store::{Store, StoreFile};
 use crate::units::{FileId, StoredOffset};
 pub use crashed::Crashed;
 use log::Log;
@@ -20,13 +20,16 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 pub use record::Update;
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Bytes of each of the two log files of a new volume.
 pub const LOG_LEN: u64 = 16 * 1024 * 1024;
 /// How many batches there are at most that are not committed: one that is on its way, and one for new files meanwhile.
 const MAX_OPEN_BATCHES: u64 = 2;
+/// More files than this are not worth being synced one by one.
+const MANY: usize = 128;
+
 /// A position in the history of the log: bytes appended since it was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lsn(u64);
@@ -50,6 +53,8 @@ pub struct Journal {
     /// Not 0: a write to the log failed, or to what only the log still has, with this error. What was appended may
     /// or may not be there, so nothing more is promised, and nothing may be changed in place: the next mount replays.
     broken: AtomicI32,
+    /// What syncs everything at once, if it is known.
+    store: OnceLock<Arc<dyn Store>>,
 }
 
 struct Inner {
@@ -78,7 +83,13 @@ pub struct Appended {
 impl Journal {
     fn of(inner: Inner, broken: i32) -> Self {
         let batch = AtomicU64::new(inner.committed_batch + 1);
-        Self { batch, inner: Mutex::new(inner), progress: Condvar::new(), broken: AtomicI32::new(broken) }
+        let (progress, broken) = (Condvar::new(), AtomicI32::new(broken));
+        Self { batch, inner: Mutex::new(inner), progress, broken, store: OnceLock::new() }
+    }
+
+    /// Lets the files of a log be synced together, through the store that they are in, when they are many.
+    pub fn sync_through(&self, store: &Arc<dyn Store>) {
+        self.store.get_or_init(|| Arc::clone(store));
     }
 
     /// Whether the log can be relied on.
@@ -170,6 +181,28 @@ impl Journal {
         Ok(Appended { lsn, log })
     }
 
+    /// The same for several, which together take a small part of a log.
+    ///
+    /// In one piece: a log is not recycled before all that was appended to it is in place, so whoever waits here for room
+    /// must not be what the log waits for.
+    ///
+    /// # Errors
+    /// The log's own I/O errors; then nothing was appended.
+    pub fn append_all(&self, updates: &[(&Target, &Update)]) -> io::Result<Vec<Appended>> {
+        let all = updates.iter().map(|(target, update)| record::update_len(target, update)).sum();
+        let mut inner = self.inner.lock();
+        self.make_room(&mut inner, all)?;
+        let log = inner.active;
+        let append = |(target, update): &(&Target, &Update)| {
+            let place = inner.place();
+            record::encode_update(target, update, &place, &mut inner.buffer);
+            let lsn = inner.finish_append(record::update_len(target, update));
+            inner.logs[log].unapplied += 1;
+            Appended { lsn, log }
+        };
+        Ok(updates.iter().map(append).collect())
+    }
+
     /// Waits until everything up to `appended` is durable: one write and one sync for all who wait at that time.
     ///
     /// # Errors
@@ -198,8 +231,13 @@ impl Journal {
         let mut inner = self.inner.lock();
         let log = &mut inner.logs[appended.log];
         log.unapplied -= 1;
-        if let Some(file) = file {
+        if let Some(file) = file.filter(|_| !log.touched_many) {
             log.touched.insert(ino, Arc::clone(file));
+            if log.touched.len() > MANY && self.store.get().is_some() {
+                // Neither kept open nor synced one by one.
+                log.touched.clear();
+                log.touched_many = true;
+            }
         }
         drop(inner);
         self.progress.notify_all();
@@ -235,7 +273,7 @@ impl Journal {
     /// Whether the inactive log waits to be cleaned, or the active one is half full.
     pub fn wants_checkpoint(&self) -> bool {
         let inner = self.inner.lock();
-        inner.logs.get(1 - inner.active).is_some_and(|log| !log.touched.is_empty())
+        inner.logs.get(1 - inner.active).is_some_and(|log| log.touched_many || !log.touched.is_empty())
     }
 
     /// Makes everything durable in place that the inactive log holds, so that the next rotation need not wait.
@@ -349,11 +387,12 @@ impl Journal {
         }
         inner.cleaning = true;
         let touched: HashMap<_, _> = std::mem::take(&mut inner.logs[which].touched);
+        let many = std::mem::take(&mut inner.logs[which].touched_many);
         let result = MutexGuard::unlocked(inner, || {
-            for file in touched.values() {
-                file.sync(true)?;
+            if many && let Some(store) = self.store.get() {
+                store.sync_all()?;
             }
-            Ok(())
+            touched.values().try_for_each(|file| file.sync(true))
         });
         inner.cleaning = false;
         self.progress.notify_all();

@@ -9,13 +9,15 @@ mod connect;
 pub(crate) mod fake;
 mod kek;
 mod local;
+mod ring;
 mod state;
 
 pub use azure::AzureKms;
 pub use backoff::Backoff;
-pub use connect::{ConnectOptions, Credentials, connect};
+pub use connect::{ConnectOptions, Credentials, connect, connector};
 pub use kek::{AzureKek, KekRef};
 pub use local::{KEY_MALFORMED, KEY_REPLACED, LocalKms};
+pub use ring::{Connector, Ring};
 pub use state::KeyState;
 
 use crate::crypto::Secret32;

@@ -12,9 +12,12 @@ use kmsfs::crypto::derive::VolumeKeys;
 use kmsfs::crypto::names::NameCipher;
 use kmsfs::format::ChunkSize;
 use kmsfs::fs::data::Allocate;
+use kmsfs::fs::rewrap::{Plan, Progress, Rewrap};
 use kmsfs::fs::volume::{InitOptions, Volume, VolumeError, init};
 use kmsfs::fs::{Changes, Fs, ROOT};
-use kmsfs::kms::{CallIds, Facts, KekId, Kms, KmsError, KmsErrorKind, Unwrapped, WrapAlgorithm, Wrapped};
+use kmsfs::kms::{
+    CallIds, ConnectOptions, Facts, KekId, Kms, KmsError, KmsErrorKind, Unwrapped, WrapAlgorithm, Wrapped,
+};
 use kmsfs::store::{Kind, RenameMode};
 use kmsfs::units::{DirId, PlainOffset, VolumeId};
 use serde_json::{Map, Value, json};
@@ -22,6 +25,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 /// What is expected to be found, noted while it is made.
 struct Expected(Map<String, Value>);
@@ -213,6 +217,37 @@ fn a_reader_made_from_the_document_reads_everything_that_was_written() {
 #[test]
 fn it_does_so_with_larger_chunks_and_plain_names() {
     both_read_what_was_written("16K", 16_384, true);
+}
+
+#[test]
+fn a_volume_that_was_rewrapped_is_the_same_under_its_new_key_and_needs_its_old_one_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, key) = make_volume(dir.path(), "4K", false);
+    let fs = mount(&volume, &key).unwrap();
+    for (number, len) in [0, 1, 4096, 70 * 4096, 400 * 4096].into_iter().enumerate() {
+        let content = noise(len, number as u8);
+        make_file(&fs, ROOT, format!("{number}").as_bytes(), &[(0, &content)], len as u64);
+    }
+    fs.shut_down().unwrap();
+    drop(fs);
+    let before = python_tree(&volume, &key);
+    let new = dir.path().join("new");
+    std::fs::write(&new, data_encoding::BASE64.encode(Secret32::random().expose())).unwrap();
+    let fs = mount(&volume, &key).unwrap();
+    let ring = fs.volume().ring(ConnectOptions::from_variables(|_| None), None);
+    let fs = fs.with_ring(ring);
+    let (progress, stop) = (Progress::default(), AtomicBool::new(false));
+    let plan = Plan { kek: Some(format!("file:{}", new.display())), recovery_kek: None };
+    let outcome =
+        Rewrap { fs: &fs, progress: &progress, stop: &stop, pace: &|_| (), wait: &|_| () }.run(&plan).unwrap();
+    assert_eq!((outcome.left_count, outcome.retired.len()), (0, 1));
+    assert_eq!(progress.rewrapped.into_inner(), 5);
+    fs.shut_down().unwrap();
+    drop(fs);
+    std::fs::remove_file(&key).unwrap();
+    assert_eq!(python_tree(&volume, &new), before);
+    let fs = mount(&volume, &new).unwrap();
+    assert_eq!(fs.volume().record().keks.len(), 1);
 }
 
 #[test]

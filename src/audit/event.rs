@@ -25,6 +25,9 @@ pub enum Event {
         files_per_envelope: u32,
         /// Names are not encrypted.
         plain_names: bool,
+        /// The recovery KEK with its version.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        recovery_kek: Option<String>,
     },
     /// The volume was mounted: the KMS granted its key.
     Mount {
@@ -42,6 +45,9 @@ pub enum Event {
         version: String,
         /// It had not been unmounted, so a crash was recovered.
         after_crash: bool,
+        /// It was opened with its recovery KEK.
+        #[serde(skip_serializing_if = "is_false")]
+        with_recovery_kek: bool,
         /// How it is mounted.
         settings: Settings,
         /// The call that unwrapped the volume key.
@@ -176,6 +182,34 @@ pub enum Event {
     KekVersion {
         /// The KEK with its version.
         kek: String,
+    },
+    /// Everything is going to be wrapped by another KEK, or by the newest version of its own.
+    RewrapStarted {
+        /// The volume's KEKs at that time, with their versions.
+        keks: Vec<String>,
+        /// The KEK that was named.
+        to: Option<String>,
+        /// The recovery KEK that was named.
+        recovery: Option<String>,
+    },
+    /// That has ended.
+    RewrapEnded {
+        /// `complete`, `cancelled`, `locked`, `unmounted` or `failed`.
+        state: &'static str,
+        /// Why it failed.
+        why: Option<String>,
+        /// The KEK with its version.
+        kek: String,
+        /// Files that got a new header.
+        files: u64,
+        /// Secrets that the KMS unwrapped.
+        unwrapped: u64,
+        /// Secrets that were wrapped anew.
+        wrapped: u64,
+        /// Files that still need an older KEK.
+        left: u64,
+        /// The KEKs that nothing in the volume needs any more.
+        retired: Vec<String>,
     },
     /// The mount has a rollback guard.
     RollbackGuard {
@@ -347,6 +381,8 @@ impl Event {
             Self::Damage { .. } => "damage",
             Self::KeyTest { .. } => "key-test",
             Self::KekVersion { .. } => "kek-version",
+            Self::RewrapStarted { .. } => "rewrap-started",
+            Self::RewrapEnded { .. } => "rewrap-ended",
             Self::RollbackGuard { .. } => "rollback-guard",
             Self::Rollback { .. } => "rollback",
             Self::RollbackAccepted { .. } => "rollback-accepted",
@@ -380,6 +416,11 @@ impl Event {
     pub(super) fn is_grave(&self) -> bool {
         !matches!(self, Self::Probe { .. } | Self::Unwrap { .. } | Self::LeasesEnded { .. } | Self::Repeated { .. })
     }
+}
+
+/// What is usual is not said.
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// By what an envelope is called in the log: the first 16 bytes of BLAKE3 of its wrapped bytes, in hexadecimal.
@@ -436,10 +477,22 @@ mod tests {
                 pid: 1,
                 version: text(),
                 after_crash: false,
+                with_recovery_kek: false,
                 settings: Settings::default(),
                 call: Call::default(),
             },
             Event::KekVersion { kek: text() },
+            Event::RewrapStarted { keks: vec![text()], to: None, recovery: None },
+            Event::RewrapEnded {
+                state: "complete",
+                why: None,
+                kek: text(),
+                files: 1,
+                unwrapped: 1,
+                wrapped: 1,
+                left: 0,
+                retired: vec![text()],
+            },
             Event::ConfigurationChange { before: Settings::default(), now: Settings::default() },
         ];
         for event in all {

@@ -4,7 +4,7 @@ use super::scan::Envelopes;
 use crate::audit::clean;
 use crate::format::volume::{Kek, KekRole};
 use crate::fs::volume::Volume;
-use crate::kms::{ConnectOptions, KeyState, Kms, KmsError, KmsErrorKind, WrapAlgorithm, Wrapped, connect};
+use crate::kms::{KeyState, Kms, KmsError, KmsErrorKind, Ring, WrapAlgorithm, Wrapped};
 use serde_json::{Value, json};
 use std::time::SystemTime;
 
@@ -91,7 +91,7 @@ pub struct KeyEvidence {
 }
 
 /// Asks for the state of a KEK, for the volume key, and for some of the envelopes.
-pub(super) fn examine(kek: &Kek, volume: &Volume, envelopes: &Envelopes, options: &ConnectOptions) -> KeyEvidence {
+pub(super) fn examine(kek: &Kek, volume: &Volume, envelopes: &Envelopes, ring: &Ring) -> KeyEvidence {
     let id = &kek.volume_key.kek;
     let evidence = |state, volume_key, sample| KeyEvidence {
         generation: kek.generation.0,
@@ -103,7 +103,7 @@ pub(super) fn examine(kek: &Kek, volume: &Volume, envelopes: &Envelopes, options
         volume_key,
         sample,
     };
-    let kms = match connect(&kek.reference, options) {
+    let kms = match ring.at(&kek.reference) {
         Ok(kms) => kms,
         Err(error) => return evidence(KeyState::NotShown(error.to_string()), Tried::Failed(error), Vec::new()),
     };

@@ -6,8 +6,9 @@ use crate::audit::Recorder;
 use crate::check::{self, Deep, Findings, Order, Progress, Saved, Severity, Stopped};
 use crate::crypto::Secret32;
 use crate::daemon::guard::{Guard, GuardOptions, GuardPlace, Subject};
+use crate::format::volume::KekRole;
 use crate::fs::Fs;
-use crate::fs::volume::{Holder, Holding, Volume};
+use crate::fs::volume::{Holder, Holding, Volume, VolumeError};
 use crate::journal::{LOG_LEN, recovery};
 use crate::kms::{ConnectOptions, Kms};
 use crate::lease::Leases;
@@ -60,6 +61,9 @@ pub struct Fsck {
     /// Where the key is now, if not where the volume says: the same key, under another address or path
     #[arg(long, requires = "deep")]
     kek: Option<String>,
+    /// Open everything with the volume's recovery key: shows whether it could
+    #[arg(long, requires = "deep")]
+    with_recovery_kek: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -208,8 +212,16 @@ fn deep(
         None => None,
     }
     .unwrap_or_else(|| Saved::new(id, sequence));
-    let (kms, volume_key) = unwrap_volume_key(arguments, &volume)?;
-    volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&arguments.volume, error))?;
+    let role = if arguments.with_recovery_kek { KekRole::Recovery } else { KekRole::Primary };
+    let volume = volume.opened_by(role);
+    let connect = ConnectOptions::from_variables(|name| std::env::var(name).ok());
+    let ring = volume.ring(connect, arguments.kek.as_deref());
+    let volume_key = match volume.unlock(&ring) {
+        Ok(unwrapped) => unwrapped.secret,
+        Err(VolumeError::Kms(error)) => return Err(Failure::of_key(&volume, error)),
+        Err(error) => return Err(Failure::of_volume(&arguments.volume, error)),
+    };
+    let kms: Arc<dyn Kms> = ring;
     compare(arguments, &volume, &context, &volume_key, &kms)?;
     let leases = Leases::new(kms, volume.record().id, NonZeroUsize::new(LEASES).unwrap_or(NonZeroUsize::MIN));
     let store = DirStore::open(volume.path()).map_err(of_store)?;
@@ -290,18 +302,6 @@ fn compare(
         let _ = context.ledger.set(Arc::clone(guard.ledger()));
     }
     Ok(())
-}
-
-fn unwrap_volume_key(arguments: &Fsck, volume: &Volume) -> Result<(Arc<dyn Kms>, Secret32), Failure> {
-    let record = volume.record();
-    let connect = ConnectOptions {
-        mount: Some(record.id.to_string()),
-        ..ConnectOptions::from_variables(|name| std::env::var(name).ok())
-    };
-    let newest = record.newest();
-    let kms = crate::kms::connect(arguments.kek.as_deref().unwrap_or(&newest.reference), &connect)?;
-    let volume_key = kms.unwrap(&newest.volume_key, record.id)?.secret;
-    Ok((kms, volume_key))
 }
 
 fn remove(path: &Path) -> std::io::Result<()> {

@@ -1,20 +1,30 @@
 //! `kmsfs info`: what a volume is, without its key and without the KMS. Nothing of it is authenticated.
 
+use super::fsck::stop_on_signals;
 use super::{Exit, Failure};
+use crate::check::{self, KeyCounts};
 use crate::daemon::guard::GuardPlace;
 use crate::format::volume::KekRole;
 use crate::fs::volume::{Holding, Volume};
 use crate::journal::recovery;
 use crate::ledger::Ledger;
 use clap::Args;
+use indicatif::ProgressBar;
 use serde_json::json;
+use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Shows what a volume is.
 #[derive(Args)]
 pub struct Info {
     /// The volume's directory
     volume: PathBuf,
+    /// Count how many files each key, and each version of it, has wrapped: reads a page of every file
+    #[arg(long)]
+    count: bool,
     /// Also show what this rollback guard knows of it
     #[arg(long, value_name = "FILE|DIR|kms")]
     rollback_guard: Option<GuardPlace>,
@@ -36,9 +46,11 @@ pub fn run(arguments: &Info) -> Result<(), Failure> {
         Some(guard) => Some((guard, Ledger::peek(&guard.resolve(&volume)?, record.id))),
         None => None,
     };
-    let role = |role| match role {
-        KekRole::Primary => "primary",
-        KekRole::Recovery => "recovery",
+    let counts = if arguments.count { Some(count(&volume)?) } else { None };
+    let files_of = |generation, role| {
+        let counts = counts.as_ref()?;
+        let by_role = if role == KekRole::Recovery { &counts.recovery } else { &counts.files };
+        Some(by_role.get(&generation).copied().unwrap_or_default())
     };
     if arguments.json {
         let keks: Vec<_> = record
@@ -47,9 +59,10 @@ pub fn run(arguments: &Info) -> Result<(), Failure> {
             .map(|kek| {
                 json!({
                     "generation": kek.generation.0,
-                    "role": role(kek.role),
+                    "role": kek.role.name(),
                     "reference": kek.reference,
                     "id": kek.volume_key.kek.0,
+                    "files": files_of(kek.generation, kek.role),
                 })
             })
             .collect();
@@ -63,6 +76,7 @@ pub fn run(arguments: &Info) -> Result<(), Failure> {
             "kek_floor": record.kek_floor.0,
             "epoch_floor": record.epoch_floor.0,
             "keks": keks,
+            "unreadable_files": counts.as_ref().map(|counts| counts.unreadable),
             "counter": counter,
             "rollback_guard": known.as_ref().map(|(guard, known)| match known {
                 Ok((mark, files)) => json!({
@@ -81,7 +95,17 @@ pub fn run(arguments: &Info) -> Result<(), Failure> {
     println!("{:<20} {}", "files per envelope", record.files_per_envelope);
     println!("{:<20} {}", "names", if record.plain_names { "plain" } else { "encrypted" });
     for kek in &record.keks {
-        println!("{:<20} {}", format!("key {} ({})", kek.generation.0, role(kek.role)), kek.volume_key.kek);
+        let files = files_of(kek.generation, kek.role).map(|files| format!(", {files} files")).unwrap_or_default();
+        println!("{:<20} {}{files}", format!("key {} ({})", kek.generation.0, kek.role.name()), kek.volume_key.kek);
+    }
+    if let Some(counts) = &counts {
+        let known = |generation| record.kek(generation).is_some();
+        for (generation, files) in counts.files.iter().filter(|(generation, _)| !known(**generation)) {
+            println!("{:<20} none of the volume's, {files} files", format!("key {}", generation.0));
+        }
+        if counts.unreadable > 0 {
+            println!("{:<20} {} files have no header that can be read: kmsfs fsck", "damaged", counts.unreadable);
+        }
     }
     println!("{:<20} {counter}", "counter");
     match known {
@@ -97,4 +121,23 @@ pub fn run(arguments: &Info) -> Result<(), Failure> {
         None => println!("{:<20} no", "mounted"),
     }
     Ok(())
+}
+
+fn count(volume: &Volume) -> Result<KeyCounts, Failure> {
+    let of_store = |error: std::io::Error| Failure::of_store(volume.path(), &error);
+    let stop = Arc::new(AtomicBool::new(false));
+    stop_on_signals(&stop).map_err(of_store)?;
+    let spinner = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    spinner.enable_steady_tick(Duration::from_millis(200));
+    let counts = check::count_keys(&*volume.tree().map_err(of_store)?, &stop, &mut || {
+        spinner.inc(1);
+        if spinner.position() % 1000 == 0 {
+            spinner.set_message(format!("{} files", spinner.position()));
+        }
+    });
+    spinner.finish_and_clear();
+    if stop.load(Ordering::Relaxed) {
+        return Err(Failure::new(Exit::Interrupted, "interrupted: not all files were counted"));
+    }
+    counts.map_err(of_store)
 }

@@ -43,6 +43,9 @@ pub struct Mount {
     /// How often the KMS is asked for keys of files, at most, in calls a second; ten seconds' worth may come at once
     #[arg(long, value_name = "CALLS", default_value_t = KMS_RATE, value_parser = clap::value_parser!(u32).range(1..))]
     kms_rate: u32,
+    /// How often the KMS is asked whether the key has a newer version, which new files then use (0s: only at the mount)
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    check_rotation: Duration,
     /// If the KMS refuses the key or does not answer, wait for it, for so long at most if a duration is given
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = FOR_EVER)]
     wait: Option<humantime::Duration>,
@@ -62,6 +65,9 @@ pub struct Mount {
     /// What a volume or file that is older than it was does: refuse, or warn and go on
     #[arg(long, value_name = "POLICY", default_value = "refuse", requires = "rollback_guard")]
     on_rollback: OnRollback,
+    /// Open the volume with its recovery key; with -o ro only
+    #[arg(long)]
+    with_recovery_kek: bool,
     /// Stay in the foreground and log to standard error
     #[arg(long, short = 'f')]
     foreground: bool,
@@ -110,12 +116,20 @@ pub fn run(arguments: &Mount) -> Result<(), Failure> {
     let policy = Policy::new(arguments.revalidate, arguments.offline_grace, arguments.drain)
         .map_err(usage)?
         .on_revoked(arguments.on_revoked);
+    if arguments.with_recovery_kek && !flags.read_only {
+        let failure = usage("with its recovery key a volume can be mounted to be read only".to_owned());
+        return Err(failure.hint(
+            "add -o ro; to use it as before, under another key: kmsfs rewrap VOLUME --with-recovery-kek --kek NEW",
+        ));
+    }
     let options = MountOptions {
         volume: arguments.volume.clone(),
         mountpoint: arguments.mountpoint.clone(),
         kek: arguments.kek.clone(),
         policy,
         kms_rate: arguments.kms_rate,
+        check_rotation: Some(arguments.check_rotation).filter(|every| !every.is_zero()),
+        with_recovery_kek: arguments.with_recovery_kek,
         wait: arguments.wait.map(Into::into),
         volume_id: arguments.volume_id,
         flags,

@@ -5,9 +5,9 @@ use crate::audit::{self, Event, clean};
 use crate::crypto::derive::VolumeKeys;
 use crate::daemon::guard::{self, GuardPlace, Subject};
 use crate::file::file_id;
-use crate::fs::volume::{Holder, Holding, Volume};
+use crate::fs::volume::{Holder, Holding, Volume, VolumeError};
 use crate::journal::recovery;
-use crate::kms::ConnectOptions;
+use crate::kms::{ConnectOptions, Kms};
 use crate::ledger::Ledger;
 use crate::store::dir::DirStore;
 use crate::store::{Store, StoreFile};
@@ -61,14 +61,14 @@ fn accept(arguments: &Accept) -> Result<(), Failure> {
             .hint("unmount it first")
     })?;
     let record = volume.record();
-    let connect = ConnectOptions {
-        mount: Some(record.id.to_string()),
-        ..ConnectOptions::from_variables(|name| std::env::var(name).ok())
+    let connect = ConnectOptions::from_variables(|name| std::env::var(name).ok());
+    let ring = volume.ring(connect, arguments.kek.as_deref());
+    let volume_key = match volume.unlock(&ring) {
+        Ok(unwrapped) => unwrapped.secret,
+        Err(VolumeError::Kms(error)) => return Err(Failure::of_key(&volume, error)),
+        Err(error) => return Err(Failure::of_volume(&arguments.volume, error)),
     };
-    let newest = record.newest();
-    let kms = crate::kms::connect(arguments.kek.as_deref().unwrap_or(&newest.reference), &connect)?;
-    let volume_key = kms.unwrap(&newest.volume_key, record.id)?.secret;
-    volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&arguments.volume, error))?;
+    let kms: Arc<dyn Kms> = ring;
     let keys = VolumeKeys::from(&volume_key);
     let counter = recovery::committed(&*volume.journal().map_err(of_store)?).map_err(of_store)?;
     let place = arguments.rollback_guard.resolve(&volume)?;

@@ -6,7 +6,7 @@ use super::report::print_finding;
 use super::{Exit, Failure};
 use crate::check::{Finding, Kind, Severity};
 use crate::daemon::control::{Command, Problem, Reply};
-use crate::daemon::{ScrubState, ScrubStatus};
+use crate::daemon::{JobState, ScrubStatus};
 use clap::Args;
 use serde_json::json;
 use std::num::NonZeroU64;
@@ -44,7 +44,7 @@ pub fn run(arguments: &Scrub) -> Result<(), Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&stop).map_err(|error| Failure::new(Exit::Failure, format!("signals: {error}")))?;
     let (status, findings) = wait(arguments, &stop)?;
-    let complete = status.state == ScrubState::Complete;
+    let complete = status.state == JobState::Complete;
     if arguments.json {
         println!("{:#}", to_json(&status, &findings));
     } else {
@@ -77,7 +77,7 @@ fn wait(arguments: &Scrub, stop: &AtomicBool) -> Result<(ScrubStatus, Vec<Findin
             Failure::new(Exit::Mountpoint, message).hint("mount the volume, or check it with kmsfs fsck --deep")
         })?;
         let (status, findings) = scrub(reply)?;
-        if status.state != ScrubState::Running {
+        if status.state != JobState::Running {
             bar.finish_and_clear();
             return Ok((status, findings));
         }
@@ -98,29 +98,29 @@ fn scrub(reply: Reply) -> Result<(ScrubStatus, Vec<Finding>), Failure> {
 fn outcome(status: ScrubStatus, findings: &[Finding]) -> Result<(), Failure> {
     let incomplete = "not everything was looked at";
     let failure = match status.state {
-        ScrubState::Complete if status.damaged > 0 => {
+        JobState::Complete if status.damaged > 0 => {
             let failure = Failure::new(Exit::Damage, format!("damage was found: {}", status.damaged));
             failure.hint("restore what is damaged, or remove it; kmsfs fsck --quarantine moves it out of the volume")
         }
-        ScrubState::Complete if status.unchecked > 0 => {
+        JobState::Complete if status.unchecked > 0 => {
             let refused = findings.iter().any(|finding| finding.kind == Kind::Refused);
             let message = format!("no damage was found, but {} could not be checked", status.unchecked);
             Failure::new(if refused { Exit::KmsRefused } else { Exit::Store }, message)
         }
-        ScrubState::Complete => return Ok(()),
-        ScrubState::Locked => {
+        JobState::Complete => return Ok(()),
+        JobState::Locked => {
             let failure = Failure::new(Exit::Failure, format!("the volume locked: {incomplete}"));
             failure.hint("scrub it again when it is unlocked; kmsfs status says why it is locked")
         }
-        ScrubState::Unmounted => {
+        JobState::Unmounted => {
             let failure = Failure::new(Exit::Mountpoint, format!("the volume was unmounted: {incomplete}"));
             failure.hint("mount it, or check it with kmsfs fsck --deep")
         }
-        ScrubState::Cancelled => {
+        JobState::Cancelled => {
             let failure = Failure::new(Exit::Interrupted, format!("cancelled: {incomplete}"));
             failure.hint("a scrub always begins at the beginning")
         }
-        ScrubState::Running | ScrubState::Failed => {
+        JobState::Running | JobState::Failed => {
             let problem = status.problem.unwrap_or_else(|| Problem::new("other", "the scrub failed"));
             Failure::from(Problem { message: format!("{}: {incomplete}", problem.message), ..problem })
         }
@@ -133,7 +133,7 @@ fn to_json(status: &ScrubStatus, findings: &[Finding]) -> serde_json::Value {
     json!({
         "state": status.state,
         "problem": status.problem,
-        "complete": status.state == ScrubState::Complete,
+        "complete": status.state == JobState::Complete,
         "files_checked": status.files,
         "bytes_authenticated": status.bytes,
         "damaged": status.damaged,

@@ -82,7 +82,7 @@ fn print_one(status: &Status) {
         ("state", format!("{} for {}", state(status), seconds(status.since_s))),
         ("mountpoint", status.mountpoint.display().to_string()),
         ("volume", format!("{} ({})", status.volume.display(), status.volume_id)),
-        ("key", status.kek.clone()),
+        (if status.with_recovery_kek { "recovery key" } else { "key" }, status.kek.clone()),
         ("granted", format!("{} ago", seconds(status.last_granted_s))),
         ("lease", format!("{} left", seconds(status.lease_remaining_s))),
         ("process", status.pid.to_string()),
@@ -105,6 +105,15 @@ fn print_one(status: &Status) {
         println!("{:<13} {}: {} files, at {}{suspect}", "guard", guard.place, guard.files, guard.counter);
         if let Some(error) = &guard.error {
             println!("{:<13} it cannot be written: {error}", "");
+        }
+    }
+    if let Some(rewrap) = &status.rewrap {
+        let what = format!("{} files, {} of {} looked at", rewrap.rewrapped, rewrap.files, 2 * rewrap.total);
+        println!("{:<13} {}: {what}, {} left", "rewrap", rewrap.state.name(), rewrap.left);
+        for count in &rewrap.keys {
+            let kek = count.kek.as_deref().unwrap_or("none of the volume's");
+            let ago = rewrap.ended_s.map(|ended| format!(" ({} ago)", seconds(ended))).unwrap_or_default();
+            println!("{:<13} {} files under {kek}{ago}", format!("key {}", count.generation), count.files);
         }
     }
     if let Some(error) = &status.last_error {

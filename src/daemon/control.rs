@@ -2,7 +2,7 @@
 //! the mount's process ends if the client waits for that. Its place follows from the mountpoint, so that every
 //! command finds it.
 
-use super::{ScrubStatus, Status};
+use super::{LeftFile, RewrapStatus, ScrubStatus, Status};
 use crate::check::Finding;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -42,6 +42,22 @@ pub enum Command {
     },
     /// End the scrub that runs.
     ScrubCancel,
+    /// Begin to wrap everything by another KEK, or by the newest version of its own.
+    Rewrap {
+        /// The KEK.
+        kek: Option<String>,
+        /// The recovery KEK.
+        recovery_kek: Option<String>,
+        /// Files a second, at most.
+        rate: Option<NonZeroU64>,
+    },
+    /// How far a rewrap is; answered when it ends, or after a moment.
+    RewrapProgress {
+        /// Which one.
+        number: u64,
+    },
+    /// End the rewrap that runs.
+    RewrapCancel,
 }
 
 /// A request.
@@ -65,6 +81,13 @@ pub enum Reply {
         status: Box<ScrubStatus>,
         /// What it found; nothing before it has ended.
         findings: Vec<Finding>,
+    },
+    /// How far a rewrap is.
+    Rewrap {
+        /// Its state.
+        status: Box<RewrapStatus>,
+        /// The files that are left; nothing before it has ended.
+        left: Vec<LeftFile>,
     },
     /// It was not done, and why.
     Failed(Problem),

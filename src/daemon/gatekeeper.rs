@@ -10,6 +10,7 @@
 //! 8. the audit log gets its last checkpoint, and the key for those is wiped too.
 
 use super::errand::Errand;
+use super::rewrap::Rewrapper;
 use super::scrub::Scrubber;
 use super::status::reason_name;
 use crate::audit::{Event, Recorder};
@@ -50,6 +51,7 @@ pub struct Parts {
     pub mountpoint: PathBuf,
     pub recorder: Recorder,
     pub scrubber: Arc<Scrubber>,
+    pub rewrapper: Arc<Rewrapper>,
 }
 
 impl Parts {
@@ -165,6 +167,7 @@ impl lease::Volume for Gatekeeper {
         }
         let begin = Instant::now();
         self.scrubber.lock();
+        self.rewrapper.lock();
         let left = |bound: Duration| bound.saturating_sub(begin.elapsed()).max(SHORTEST);
         let bound_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
         self.recorder.record(Event::Drain { reason: reason_name(reason), bound_ms });

@@ -6,11 +6,13 @@ use crate::audit::{self, Event, Recorder};
 use crate::crypto::Secret32;
 use crate::crypto::derive::VolumeKeys;
 use crate::failure::{Exit, Failure};
+use crate::format::volume::{KekRole, VolumeRecord};
 use crate::fs::volume::Volume;
-use crate::kms::{Kms, KmsError};
+use crate::kms::{KekId, Kms, KmsError};
 use crate::ledger::{Ledger, LedgerError, Mark, Place};
 use crate::store::Store;
 use crate::store::dir::DirStore;
+use crate::units::VolumeId;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fmt;
@@ -247,9 +249,20 @@ impl Guard {
         }
         let record = volume.record();
         let (kek, counter) = (&record.newest().volume_key.kek, self.ledger.durable_counter());
+        self.raise(kek, record.id, counter)?;
+        for kek in others(&record) {
+            // A record from before the new key would be compared with what the old one remembers.
+            if let Err(error) = self.raise(kek, record.id, counter) {
+                tracing::info!("{kek} does not remember what the volume is any more: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    fn raise(&self, kek: &KekId, volume: VolumeId, counter: u64) -> Result<(), KmsError> {
         // A mount that only warns must not make the KMS forget what it warns of.
-        if self.kms.counter(kek, record.id)?.is_none_or(|remembered| remembered < counter) {
-            self.kms.set_counter(kek, record.id, counter)?;
+        if self.kms.counter(kek, volume)?.is_none_or(|remembered| remembered < counter) {
+            self.kms.set_counter(kek, volume, counter)?;
         }
         Ok(())
     }
@@ -266,6 +279,20 @@ impl Guard {
     }
 }
 
+/// The newest version of each other key that opens the volume: there are some while, or after, a rewrap did not come to its
+/// end.
+fn others(record: &VolumeRecord) -> Vec<&KekId> {
+    let mut references = vec![&record.newest().reference];
+    let mut others = Vec::new();
+    for kek in record.keks.iter().rev().filter(|kek| kek.role == KekRole::Primary) {
+        if !references.contains(&&kek.reference) {
+            references.push(&kek.reference);
+            others.push(&kek.volume_key.kek);
+        }
+    }
+    others
+}
+
 /// The counter that the KMS remembers. It is with the version of the key that was the newest at the last mount, which a
 /// record that was put back need not know: the newest one of all is asked first.
 fn remembered(subject: &Subject<'_>) -> Result<Option<u64>, KmsError> {
@@ -275,7 +302,7 @@ fn remembered(subject: &Subject<'_>) -> Result<Option<u64>, KmsError> {
     if newest.max(noted).is_some() {
         return Ok(newest.max(noted));
     }
-    for kek in record.keks.iter().rev().skip(1) {
+    for kek in record.keks.iter().rev().filter(|kek| kek.role == KekRole::Primary).skip(1) {
         // One that is refused was the newest once, and there is one since.
         if let Some(counter) = subject.kms.counter(&kek.volume_key.kek, record.id).unwrap_or_default() {
             return Ok(Some(counter));
@@ -341,7 +368,8 @@ pub fn accept(place: &GuardPlace, subject: &Subject<'_>) -> Result<(), Failure> 
     Ledger::create(place.resolve(subject.volume)?, record.id, &key, subject.mark())
         .map_err(|error| unusable(place, &error))?;
     if *place == GuardPlace::Kms {
-        let mut versions: Vec<_> = record.keks.iter().map(|kek| &kek.volume_key.kek).collect();
+        let primary = record.keks.iter().filter(|kek| kek.role == KekRole::Primary);
+        let mut versions: Vec<_> = primary.map(|kek| &kek.volume_key.kek).collect();
         let current = subject.kms.current()?;
         if !versions.contains(&&current) {
             versions.push(&current);

@@ -21,6 +21,10 @@ pub struct MountOptions {
     pub policy: Policy,
     /// How many keys of files the KMS is asked for at most, in calls a second.
     pub kms_rate: u32,
+    /// How often the KMS is asked whether the key has a newer version, if at all.
+    pub check_rotation: Option<Duration>,
+    /// The volume is opened with its recovery KEK.
+    pub with_recovery_kek: bool,
     /// For how long to wait for a KMS that refuses or does not answer, before anything is mounted.
     pub wait: Option<Duration>,
     /// The id that the volume must have.

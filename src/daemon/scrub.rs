@@ -2,6 +2,7 @@
 //! One at a time; how the last few ended is kept for whoever asked for them.
 
 use super::control::Problem;
+use super::job::{self, State};
 use crate::audit::Event;
 use crate::check::{self, Deep, Finding, Findings, Order, Progress, Severity, Stopped};
 use crate::crypto::wipe_stack;
@@ -9,15 +10,15 @@ use crate::format::PAGE;
 use crate::format::geometry::Geometry;
 use crate::fs::Fs;
 use crate::kms::KmsError;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How many that have ended are kept.
 const KEPT: usize = 4;
@@ -51,38 +52,6 @@ pub struct ScrubStatus {
     pub findings: usize,
 }
 
-/// Whether a scrub runs, or why it does not any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// It runs.
-    Running,
-    /// Everything was looked at.
-    Complete,
-    /// Somebody cancelled it.
-    Cancelled,
-    /// The volume locked.
-    Locked,
-    /// The volume was unmounted.
-    Unmounted,
-    /// Something else was in the way.
-    Failed,
-}
-
-impl State {
-    /// The name that scripts see.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Complete => "complete",
-            Self::Cancelled => "cancelled",
-            Self::Locked => "locked",
-            Self::Unmounted => "unmounted",
-            Self::Failed => "failed",
-        }
-    }
-}
-
 /// The scrubs of one mount.
 pub struct Scrubber {
     fs: Arc<Fs>,
@@ -91,7 +60,7 @@ pub struct Scrubber {
 
 #[derive(Default)]
 struct Inner {
-    jobs: VecDeque<Arc<Job>>,
+    jobs: VecDeque<Arc<Scrub>>,
     begun: u64,
     thread: Option<JoinHandle<()>>,
     /// The mount ends.
@@ -99,25 +68,13 @@ struct Inner {
 }
 
 /// One scrub.
-struct Job {
+struct Scrub {
     number: u64,
     rate: Option<NonZeroU64>,
     progress: Progress,
     total: AtomicU64,
     findings: Mutex<Findings>,
-    stop: AtomicBool,
-    /// Until when it has to wait for what it has read to fit the rate.
-    due: Mutex<Instant>,
-    hurry: Condvar,
-    /// Why it was told to stop, while it runs; then how it ended.
-    outcome: Mutex<Outcome>,
-    ended: Condvar,
-}
-
-#[derive(Default)]
-struct Outcome {
-    told: Option<State>,
-    ended: Option<(State, Option<Problem>)>,
+    job: job::Job,
 }
 
 impl Scrubber {
@@ -135,7 +92,7 @@ impl Scrubber {
         if inner.closed {
             return Err(Problem::new("other", "the volume is being unmounted"));
         }
-        if let Some(job) = inner.jobs.back().filter(|job| job.is_running()) {
+        if let Some(job) = inner.jobs.back().filter(|scrub| scrub.job.is_running()) {
             let message = format!("scrub {} runs on this mount already", job.number);
             return Err(Problem::new("busy", message).hint("kmsfs status shows how far it is; scrub --cancel ends it"));
         }
@@ -147,7 +104,7 @@ impl Scrubber {
             let _ = before.join();
         }
         inner.begun += 1;
-        let job = Arc::new(Job::new(inner.begun, rate));
+        let job = Arc::new(Scrub::new(inner.begun, rate));
         let (fs, run) = (Arc::clone(&self.fs), Arc::clone(&job));
         let thread = std::thread::Builder::new().name("kmsfs-scrub".into()).spawn(move || run.run(&fs));
         inner.thread = Some(thread.map_err(|error| Problem::new("other", format!("no thread for it: {error}")))?);
@@ -165,14 +122,14 @@ impl Scrubber {
     pub fn progress(&self, number: u64) -> Result<(ScrubStatus, Vec<Finding>), Problem> {
         let job = self.inner.lock().jobs.iter().find(|job| job.number == number).cloned();
         let Some(job) = job else { return Err(Problem::new("other", format!("scrub {number} is not known any more"))) };
-        let ended = job.wait(ASKED);
+        let ended = job.job.wait(ASKED);
         let findings = if ended { job.findings.lock().iter().cloned().collect() } else { Vec::new() };
         Ok((job.status(), findings))
     }
 
     /// Ends the one that runs, if there is one; returns whether there was.
     pub fn cancel(&self) -> bool {
-        self.last().is_some_and(|job| job.tell(State::Cancelled))
+        self.last().is_some_and(|scrub| scrub.job.tell(State::Cancelled))
     }
 
     /// The last one.
@@ -183,7 +140,7 @@ impl Scrubber {
     /// The volume locks: the one that runs is told to end.
     pub fn lock(&self) {
         if let Some(job) = self.last() {
-            job.tell(State::Locked);
+            job.job.tell(State::Locked);
         }
     }
 
@@ -191,7 +148,7 @@ impl Scrubber {
     pub fn forget_names(&self, patience: Duration) {
         let jobs = self.inner.lock().jobs.clone();
         for job in jobs {
-            job.wait(patience);
+            job.job.wait(patience);
             job.findings.lock().forget_names();
         }
     }
@@ -201,7 +158,7 @@ impl Scrubber {
         let mut inner = self.inner.lock();
         inner.closed = true;
         if let Some(job) = inner.jobs.back() {
-            job.tell(State::Unmounted);
+            job.job.tell(State::Unmounted);
         }
         if let Some(thread) = inner.thread.take() {
             drop(inner);
@@ -210,12 +167,12 @@ impl Scrubber {
         }
     }
 
-    fn last(&self) -> Option<Arc<Job>> {
+    fn last(&self) -> Option<Arc<Scrub>> {
         self.inner.lock().jobs.back().cloned()
     }
 }
 
-impl Job {
+impl Scrub {
     fn new(number: u64, rate: Option<NonZeroU64>) -> Self {
         Self {
             number,
@@ -223,11 +180,7 @@ impl Job {
             progress: Progress::default(),
             total: AtomicU64::new(0),
             findings: Mutex::default(),
-            stop: AtomicBool::new(false),
-            due: Mutex::new(Instant::now()),
-            hurry: Condvar::new(),
-            outcome: Mutex::default(),
-            ended: Condvar::new(),
+            job: job::Job::new(),
         }
     }
 
@@ -237,17 +190,15 @@ impl Job {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.check(fs)));
         fs.end_examinations();
         wipe_stack();
-        let mut outcome = self.outcome.lock();
-        let told = outcome.told.unwrap_or(State::Cancelled);
         let (state, problem) = match result {
             Ok(Ok(())) => (State::Complete, None),
-            Ok(Err(Stopped::Asked)) => (told, None),
+            Ok(Err(Stopped::Asked)) => (self.job.told(), None),
             Ok(Err(Stopped::Locked)) => (State::Locked, None),
             Ok(Err(Stopped::Kms(error))) => (State::Failed, Some(error.into())),
             Ok(Err(Stopped::Io(error))) => (State::Failed, Some(Problem::new("store", error.to_string()))),
             Err(_) => (State::Failed, Some(Problem::new("other", "its thread panicked"))),
         };
-        {
+        self.job.end(state, problem, || {
             let mut findings = self.findings.lock();
             if state == State::Locked || !fs.is_open() {
                 findings.forget_names();
@@ -256,22 +207,20 @@ impl Job {
             let (complete, files) = (state == State::Complete, self.progress.files.load(Relaxed));
             fs.leases().recorder().record(Event::Check { what: "scrub", complete, files, damaged });
             tracing::info!("scrub {} ended ({state:?}): {files} files, {damaged} damaged", self.number);
-        }
-        outcome.ended = Some((state, problem));
-        self.ended.notify_all();
+        });
     }
 
     fn check(&self, fs: &Fs) -> Result<(), Stopped> {
         let tree = fs.volume().tree().map_err(Stopped::Io)?;
         let geometry = Geometry::new(fs.volume().record().chunk_size);
-        self.total.store(check::size(geometry, &*tree, &self.stop), Relaxed);
+        self.total.store(check::size(geometry, &*tree, self.job.stop()), Relaxed);
         let deep = Deep {
             fs,
             online: true,
             threads: 1,
             findings: &self.findings,
             progress: &self.progress,
-            stop: &self.stop,
+            stop: self.job.stop(),
             pace: &|bytes| self.pace(bytes),
         };
         deep.run(&tree, &Order::new(None))
@@ -279,40 +228,13 @@ impl Job {
 
     /// Waits until so many bytes more fit the rate. Every piece of a file costs a page at least.
     fn pace(&self, bytes: u64) {
-        let Some(rate) = self.rate else { return };
-        let mut due = self.due.lock();
-        *due = (*due).max(Instant::now()) + Duration::from_secs_f64(bytes.max(PAGE as u64) as f64 / rate.get() as f64);
-        let until = *due;
-        self.hurry.wait_while_until(&mut due, |_| !self.stop.load(Relaxed), until);
-    }
-
-    /// Tells it to stop; returns whether it was running.
-    fn tell(&self, why: State) -> bool {
-        let mut outcome = self.outcome.lock();
-        if outcome.ended.is_some() {
-            return false;
+        if let Some(rate) = self.rate {
+            self.job.pace(Duration::from_secs_f64(bytes.max(PAGE as u64) as f64 / rate.get() as f64));
         }
-        outcome.told.get_or_insert(why);
-        self.stop.store(true, Relaxed);
-        // Whoever has seen that it was not set waits by now.
-        drop(self.due.lock());
-        self.hurry.notify_all();
-        true
-    }
-
-    fn is_running(&self) -> bool {
-        self.outcome.lock().ended.is_none()
-    }
-
-    /// Waits for the end, for so long; returns whether it has come.
-    fn wait(&self, patience: Duration) -> bool {
-        let mut outcome = self.outcome.lock();
-        self.ended.wait_while_for(&mut outcome, |outcome| outcome.ended.is_none(), patience);
-        outcome.ended.is_some()
     }
 
     fn status(&self) -> ScrubStatus {
-        let (state, problem) = self.outcome.lock().ended.clone().unwrap_or((State::Running, None));
+        let (state, problem) = self.job.state();
         let findings = self.findings.lock();
         ScrubStatus {
             number: self.number,
@@ -334,27 +256,5 @@ impl From<KmsError> for Problem {
     fn from(error: KmsError) -> Self {
         let problem = Self::new(error.kind.name(), error.to_string());
         Self { hint: error.hint, ..problem }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_rate_is_kept_and_a_stop_does_not_wait_for_it() {
-        let job = Job::new(1, NonZeroU64::new(1 << 20));
-        let begin = Instant::now();
-        (0..10).for_each(|_| job.pace(10 << 10));
-        assert!(begin.elapsed() >= Duration::from_millis(90), "{:?}", begin.elapsed());
-        std::thread::scope(|scope| {
-            let paced = scope.spawn(|| job.pace(1 << 40));
-            assert!(job.tell(State::Cancelled));
-            paced.join().unwrap();
-        });
-        assert!(begin.elapsed() < Duration::from_secs(60));
-        let unlimited = Job::new(2, None);
-        unlimited.pace(1 << 60);
-        assert_eq!(unlimited.status().state, State::Running);
     }
 }

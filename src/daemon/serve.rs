@@ -5,20 +5,23 @@ use super::errand::Errand;
 use super::gatekeeper::{Gatekeeper, Parts};
 use super::guard::{Guard, Subject};
 use super::maintenance::Maintenance;
+use super::rewrap::Rewrapper;
 use super::scrub::Scrubber;
-use super::trail::Trail;
+use super::trail::{Trail, note_new_kek};
 use super::{MountOptions, Status, mountpoint, process};
 use crate::audit;
 use crate::crypto::Secret32;
 use crate::crypto::derive::VolumeKeys;
 use crate::failure::{Exit, Failure};
 use crate::file::Context;
+use crate::format::volume::KekRole;
 use crate::fs::Fs;
-use crate::fs::volume::{Holder, Holding, Volume};
+use crate::fs::rewrap::Plan;
+use crate::fs::volume::{Holder, Holding, Volume, VolumeError};
 use crate::fuse::forget::Forgetter;
 use crate::fuse::{Buffers, Kernel};
 use crate::journal::{Journal, LOG_LEN, recovery};
-use crate::kms::{Backoff, ConnectOptions, Kms, KmsError, KmsErrorKind};
+use crate::kms::{Backoff, ConnectOptions, KekRef, Kms, KmsErrorKind, Ring};
 use crate::lease::{Canary, Event, Keeper, Leases, LockReason, UnlockError};
 use crate::store::dir::{AccessTimes, DirStore};
 use std::num::NonZeroUsize;
@@ -64,7 +67,10 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     let path = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
     let of_store = |error: std::io::Error| Failure::of_store(&options.volume, &error);
     let access_times = if options.flags.no_atime { AccessTimes::Left } else { AccessTimes::Kept };
-    let volume = Volume::open_with(&path, access_times).map_err(|error| Failure::of_volume(&options.volume, error))?;
+    let role = if options.with_recovery_kek { KekRole::Recovery } else { KekRole::Primary };
+    let volume = Volume::open_with(&path, access_times)
+        .map_err(|error| Failure::of_volume(&options.volume, error))?
+        .opened_by(role);
     check_identity(options, &volume)?;
     let (mut holding, unclean) = take(options, &volume, &mountpoint)?;
     // What is recovered looks newer than it was. So where an older version is to be noticed, the volume is compared first,
@@ -74,8 +80,8 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
         Some(_) => (None, recovery::committed(&*volume.journal().map_err(of_store)?).map_err(of_store)?),
     };
     let mut trail = Trail::open(options, &volume, recovered.as_mut().and_then(|(_, event)| event.take()));
-    let (kms, volume_key) = wait_for_volume_key(options, &volume, &trail, &mut reached)?;
-    volume.authenticate(&volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?;
+    let (ring, volume_key) = wait_for_volume_key(options, &volume, &trail, &mut reached)?;
+    let kms: Arc<dyn Kms> = Arc::<Ring>::clone(&ring);
     let subject = Subject { volume: &volume, volume_key: &volume_key, kms: &kms, counter, unclean };
     let mut warn = |what: String| {
         tracing::warn!("{what}");
@@ -93,18 +99,16 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     if let Some(event) = event {
         trail.recovered(event);
     }
-    if !options.flags.read_only
-        && volume.adopt_newest_kek(&*kms, &volume_key).map_err(|error| Failure::of_volume(&options.volume, error))?
-    {
-        tracing::info!("the key was rotated: new files are wrapped by its new version");
-        trail.rotated(&volume);
+    if !options.flags.read_only {
+        adopt_newest(options, &volume, &ring, &volume_key, &trail)?;
     }
     if let Some(guard) = &guard {
         guard.remember(&volume)?;
         let _ = context.ledger.set(Arc::clone(guard.ledger()));
     }
     let record = volume.record();
-    let canary = Canary::new(record.newest().volume_key.clone(), &volume_key);
+    let opening = volume.opening_kek().unwrap_or_else(|| record.newest().clone());
+    let canary = Canary::new(opening.volume_key, &volume_key);
     #[expect(clippy::expect_used, reason = "a constant")]
     let capacity = NonZeroUsize::new(LEASES).expect("not zero");
     let audit_key = VolumeKeys::from(&volume_key).audit_mac;
@@ -114,7 +118,7 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     let read_only = options.flags.read_only;
     let fs = Fs::new(volume, Arc::new(store), context, Arc::clone(&leases), volume_key, read_only)
         .map_err(|error| Failure::new(Exit::Store, format!("the volume cannot be read: {error:?}")))?;
-    let fs = Arc::new(fs);
+    let fs = Arc::new(fs.with_ring(ring));
     if !fs.root_is_whole() {
         return Err(Failure::new(Exit::Volume, "the volume is damaged: its root directory has no id"));
     }
@@ -145,6 +149,7 @@ fn run(
     let session = crate::fuse::mount(kernel, mountpoint, &source, &options.flags)
         .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
     let scrubber = Arc::new(Scrubber::new(Arc::clone(&fs)));
+    let rewrapper = Arc::new(Rewrapper::new(Arc::clone(&fs)));
     let parts = Arc::new(Parts {
         fs: Arc::clone(&fs),
         buffers,
@@ -154,6 +159,7 @@ fn run(
         mountpoint: mountpoint.to_owned(),
         recorder: trail.recorder(),
         scrubber: Arc::clone(&scrubber),
+        rewrapper: Arc::clone(&rewrapper),
     });
     let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
     let served = std::thread::Builder::new()
@@ -169,16 +175,19 @@ fn run(
     )
     .map_err(|error| failed("no thread to ask the KMS", &error))?;
     let keeper = Arc::new(keeper);
+    follow_new_keks(&fs, &keeper, trail.recorder(), guard.clone());
     let socket = Socket::bind(mountpoint).map_err(|error| failed("the control socket cannot be made", &error));
-    let maintenance = Maintenance::start(parts);
+    let maintenance = Maintenance::start(parts, options.check_rotation);
     let started = socket.and_then(|socket| {
-        let (fs, keeper, scrubber) = (Arc::clone(&fs), Arc::clone(&keeper), Arc::clone(&scrubber));
+        let (fs, keeper) = (Arc::clone(&fs), Arc::clone(&keeper));
+        let (scrubber, rewrapper) = (Arc::clone(&scrubber), Arc::clone(&rewrapper));
         let (policy, place) = (options.policy, mountpoint.to_owned());
         let (read_only, guard) = (options.flags.read_only, guard.clone());
         socket
             .serve(move |command| {
-                answer(command, &keeper, &scrubber, || {
-                    Status::of(&fs, &keeper, &policy, &place, read_only, scrubber.status(), guard.as_deref())
+                answer(command, &keeper, &scrubber, &rewrapper, || {
+                    let jobs = (scrubber.status(), rewrapper.status());
+                    Status::of(&fs, &keeper, &policy, &place, read_only, jobs, guard.as_deref())
                 })
             })
             .map_err(|error| failed("the control socket cannot be served", &error))?;
@@ -194,6 +203,7 @@ fn run(
             crate::crypto::wipe_stack();
             let ended = served.join();
             scrubber.close();
+            rewrapper.close();
             maintenance.stop();
             finish(&fs, &keeper, &trail, guard.as_deref());
             drop(trail);
@@ -208,6 +218,7 @@ fn run(
             let _ = mountpoint::detach(mountpoint);
             let _ = served.join();
             scrubber.close();
+            rewrapper.close();
             maintenance.stop();
             finish(&fs, &keeper, &trail, guard.as_deref());
             Err(failure)
@@ -217,6 +228,7 @@ fn run(
 
 /// Stores what is left and wipes the keys.
 fn finish(fs: &Fs, keeper: &Keeper, trail: &Trail, guard: Option<&Guard>) {
+    fs.on_new_kek(None);
     let locked = !fs.is_open();
     if fs.is_open() {
         match fs.shut_down() {
@@ -233,6 +245,49 @@ fn finish(fs: &Fs, keeper: &Keeper, trail: &Trail, guard: Option<&Guard>) {
         tracing::warn!("unmounted while locked; the next mount recovers ({:?})", keeper.status().state);
     }
     trail.unmounted(fs, locked);
+}
+
+/// Takes up the newest version of each of the volume's keys.
+fn adopt_newest(
+    options: &MountOptions,
+    volume: &Volume,
+    ring: &Ring,
+    volume_key: &Secret32,
+    trail: &Trail,
+) -> Result<(), Failure> {
+    let of_volume = |error| Failure::of_volume(&options.volume, error);
+    let mut rotated = volume.adopt_newest_kek(ring, volume_key).map_err(of_volume)?;
+    if let Some(recovery) = volume.record().newest_of(KekRole::Recovery) {
+        // It wraps new files only, and may be out of reach for a while.
+        let adopted = ring.at(&recovery.reference).map_err(VolumeError::from);
+        match adopted.and_then(|kms| volume.adopt_newest_recovery_kek(&*kms, volume_key)) {
+            Ok(adopted) => rotated |= adopted,
+            Err(error) => tracing::warn!("new files cannot be made before the recovery key can wrap: {error}"),
+        }
+    }
+    if rotated {
+        tracing::info!("the key was rotated: new files are wrapped by its new version");
+        let (references, primary) = volume.references();
+        ring.set_keys(references, &primary);
+        trail.rotated(volume);
+    }
+    Ok(())
+}
+
+/// From now on the canary is the volume key as the newest KEK wrapped it, and what is new is noted, by the guard as well.
+fn follow_new_keks(fs: &Arc<Fs>, keeper: &Arc<Keeper>, recorder: audit::Recorder, guard: Option<Arc<Guard>>) {
+    let (volume, keeper) = (Arc::downgrade(fs), Arc::downgrade(keeper));
+    fs.on_new_kek(Some(Arc::new(move |canary| {
+        let (Some(fs), Some(keeper)) = (volume.upgrade(), keeper.upgrade()) else { return };
+        keeper.set_canary(canary);
+        let kek = fs.volume().record().newest().volume_key.kek.clone();
+        tracing::info!("new files are wrapped by {kek} from now on");
+        note_new_kek(&recorder, fs.volume());
+        // With the old key as well as with the new one, while both are there.
+        if let Some(Err(error)) = guard.as_ref().map(|guard| guard.remember(fs.volume())) {
+            tracing::warn!("the new key does not remember what the volume is, until it is unmounted: {error}");
+        }
+    })));
 }
 
 fn check_fuse() -> Result<(), Failure> {
@@ -357,42 +412,39 @@ fn wait_for_volume_key(
     volume: &Volume,
     trail: &Trail,
     reached: &mut impl FnMut(Stage),
-) -> Result<(Arc<dyn Kms>, Secret32), Failure> {
+) -> Result<(Arc<Ring>, Secret32), Failure> {
     let begin = Instant::now();
     let mut pauses = Backoff::seeded(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
-        let error = match unwrap_volume_key(options, volume, trail) {
-            Ok(unwrapped) => return Ok(unwrapped),
-            Err(error) => error,
+        let connect = ConnectOptions::from_variables(|name| std::env::var(name).ok());
+        let ring = volume.ring(connect, options.kek.as_deref());
+        let error = match volume.unlock(&ring) {
+            Ok(unwrapped) => {
+                trail.unwrapped(&unwrapped.ids);
+                return Ok((ring, unwrapped.secret));
+            }
+            Err(VolumeError::Kms(error)) => error,
+            Err(error) => return Err(Failure::of_volume(&options.volume, error)),
         };
+        if let Some(kek) = volume.opening_kek() {
+            trail.denied(&kek.volume_key, &error);
+        }
         let passes = matches!(error.kind, KmsErrorKind::Refused | KmsErrorKind::Unreachable);
         let left = options.wait.and_then(|wait| wait.checked_sub(begin.elapsed()));
-        let Some(left) = left.filter(|_| passes) else { return Err(error.into()) };
+        let Some(left) = left.filter(|_| passes) else { return Err(Failure::of_key(volume, error)) };
         tracing::warn!("waiting for the key: {error}");
         reached(Stage::Waiting(error.to_string()));
         std::thread::sleep(pauses.delay().min(left));
     }
 }
 
-fn unwrap_volume_key(
-    options: &MountOptions,
-    volume: &Volume,
-    trail: &Trail,
-) -> Result<(Arc<dyn Kms>, Secret32), KmsError> {
-    let record = volume.record();
-    let newest = record.newest();
-    let connect = ConnectOptions {
-        mount: Some(record.id.to_string()),
-        ..ConnectOptions::from_variables(|name| std::env::var(name).ok())
-    };
-    let reference = options.kek.as_deref().unwrap_or(&newest.reference);
-    let kms = crate::kms::connect(reference, &connect)?;
-    let outcome = kms.unwrap(&newest.volume_key, record.id);
-    trail.unwrapped(&newest.volume_key, &outcome);
-    Ok((kms, outcome?.secret))
-}
-
-fn answer(command: Command, keeper: &Keeper, scrubber: &Scrubber, status: impl Fn() -> Status) -> Reply {
+fn answer(
+    command: Command,
+    keeper: &Keeper,
+    scrubber: &Scrubber,
+    rewrapper: &Rewrapper,
+    status: impl Fn() -> Status,
+) -> Reply {
     match command {
         Command::Status => Reply::Status(Box::new(status())),
         Command::Watch => Reply::Done,
@@ -415,6 +467,23 @@ fn answer(command: Command, keeper: &Keeper, scrubber: &Scrubber, status: impl F
         },
         Command::ScrubCancel if scrubber.cancel() => Reply::Done,
         Command::ScrubCancel => Reply::Failed(Problem::new("other", "no scrub runs on this mount")),
+        // A command would be run, and a descriptor read, by another process than the one that was told of it.
+        Command::Rewrap { kek, recovery_kek, .. }
+            if [&kek, &recovery_kek].into_iter().flatten().any(|kek| !KekRef::is_recordable(kek)) =>
+        {
+            let problem = Problem::new("other", "a mount cannot take a key from a command or a file descriptor");
+            Reply::Failed(problem.hint("unmount the volume: kmsfs rewrap does it to its directory then"))
+        }
+        Command::Rewrap { kek, recovery_kek, rate } => match rewrapper.start(Plan { kek, recovery_kek }, rate) {
+            Ok(status) => Reply::Rewrap { status: Box::new(status), left: Vec::new() },
+            Err(problem) => Reply::Failed(problem),
+        },
+        Command::RewrapProgress { number } => match rewrapper.progress(number) {
+            Ok((status, left)) => Reply::Rewrap { status: Box::new(status), left },
+            Err(problem) => Reply::Failed(problem),
+        },
+        Command::RewrapCancel if rewrapper.cancel() => Reply::Done,
+        Command::RewrapCancel => Reply::Failed(Problem::new("other", "no rewrap runs on this mount")),
     }
 }
 

@@ -1,7 +1,8 @@
 //! What a mount says of itself.
 
-use super::ScrubStatus;
 use super::guard::{Guard, GuardStatus};
+use super::{RewrapStatus, ScrubStatus};
+use crate::format::volume::KekRole;
 use crate::fs::Fs;
 use crate::lease::{BootTime, Keeper, LeaseStats, LockReason, OnRevoked, Policy, State};
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,10 @@ pub struct Status {
     pub kms: serde_json::Value,
     /// The last scrub of this mount, or the one that runs; `null` if there was none.
     pub scrub: Option<ScrubStatus>,
+    /// The last rewrap of this mount, or the one that runs; `null` if there was none.
+    pub rewrap: Option<RewrapStatus>,
+    /// It was opened with its recovery KEK.
+    pub with_recovery_kek: bool,
     /// What the guard against rollback knows; `null` if the mount has none.
     pub rollback_guard: Option<GuardStatus>,
     /// The audit log of this mount; `null` if there is none, because nothing can be written to the volume.
@@ -71,7 +76,7 @@ impl Status {
         policy: &Policy,
         mountpoint: &std::path::Path,
         read_only: bool,
-        scrub: Option<ScrubStatus>,
+        (scrub, rewrap): (Option<ScrubStatus>, Option<RewrapStatus>),
         guard: Option<&Guard>,
     ) -> Self {
         let lease = keeper.status();
@@ -91,7 +96,7 @@ impl Status {
             state: state.to_owned(),
             reason: reason.map(|reason| reason_name(reason).to_owned()),
             since_s: ago(lease.since),
-            kek: fs.volume().record().newest().volume_key.kek.to_string(),
+            kek: fs.volume().opening_kek().map(|kek| kek.volume_key.kek.to_string()).unwrap_or_default(),
             revalidate_s: policy.revalidate().as_secs_f64(),
             offline_grace_s: policy.offline_grace().as_secs_f64(),
             lease_remaining_s: if unlocked { (bound - ago(lease.last_success)).max(0.0) } else { 0.0 },
@@ -111,6 +116,8 @@ impl Status {
             uncommitted_at_lock: fs.counters.lost.load(Relaxed),
             kms: serde_json::to_value(stats).unwrap_or_default(),
             scrub,
+            rewrap,
+            with_recovery_kek: fs.volume().role() == KekRole::Recovery,
             rollback_guard: guard.map(Guard::status),
             audit: fs.leases().recorder().status(),
         }

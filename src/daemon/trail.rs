@@ -5,7 +5,7 @@ use crate::audit::{Audit, Call, Event, Recorder, Settings, clean};
 use crate::crypto::Secret32;
 use crate::fs::Fs;
 use crate::fs::volume::Volume;
-use crate::kms::{KmsError, Unwrapped, Wrapped};
+use crate::kms::{CallIds, KmsError, Wrapped};
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
@@ -43,17 +43,19 @@ impl Trail {
         self.audit.as_ref().map_or_else(Recorder::none, |audit| audit.recorder().clone())
     }
 
-    /// The KMS was asked for the volume key.
-    pub fn unwrapped(&self, wrapped: &Wrapped, outcome: &Result<Unwrapped, KmsError>) {
-        match outcome {
-            Ok(unwrapped) => *self.call.lock() = Call::from(&unwrapped.ids),
-            Err(error) => self.recorder().record(Event::denied("volume-key at mount", wrapped, error)),
-        }
+    /// The KMS gave the volume key.
+    pub fn unwrapped(&self, ids: &CallIds) {
+        *self.call.lock() = Call::from(ids);
+    }
+
+    /// It did not give it.
+    pub fn denied(&self, wrapped: &Wrapped, error: &KmsError) {
+        self.recorder().record(Event::denied("volume-key at mount", wrapped, error));
     }
 
     /// The record has a new version of the KEK.
     pub fn rotated(&self, volume: &Volume) {
-        self.recorder().record(Event::KekVersion { kek: clean(&volume.record().newest().volume_key.kek.0) });
+        note_new_kek(&self.recorder(), volume);
     }
 
     /// The mount answers. From here on the log is authenticated, with this key.
@@ -63,12 +65,13 @@ impl Trail {
         let now = settings(options);
         recorder.record(Event::Mount {
             volume: record.id.to_string(),
-            kek: clean(&record.newest().volume_key.kek.0),
+            kek: fs.volume().opening_kek().map(|kek| clean(&kek.volume_key.kek.0)).unwrap_or_default(),
             mountpoint: clean(&mountpoint.to_string_lossy()),
             host: clean(&rustix::system::uname().nodename().to_string_lossy()),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             after_crash: self.after_crash,
+            with_recovery_kek: options.with_recovery_kek,
             settings: now.clone(),
             call: self.call.lock().clone(),
         });
@@ -94,6 +97,11 @@ fn on_rollback(warn: bool) -> &'static str {
     if warn { "warn" } else { "refuse" }
 }
 
+/// What is new is wrapped by another KEK from now on, or by another version of it.
+pub(super) fn note_new_kek(recorder: &Recorder, volume: &Volume) {
+    recorder.record(Event::KekVersion { kek: clean(&volume.record().newest().volume_key.kek.0) });
+}
+
 /// What of the options matters for who can read the volume, and for how long.
 fn settings(options: &MountOptions) -> Settings {
     let duration = |duration: Duration| humantime::format_duration(duration).to_string();
@@ -113,6 +121,7 @@ fn settings(options: &MountOptions) -> Settings {
         ("drain", duration(policy.drain())),
         ("on_revoked", policy.when_revoked().name().to_owned()),
         ("kms_rate", options.kms_rate.to_string()),
+        ("check_rotation", options.check_rotation.map_or_else(|| "never".to_owned(), duration)),
         ("options", set.join(",")),
         ("kek", options.kek.as_deref().map(kek).unwrap_or_default()),
         ("volume_id", options.volume_id.map(|id| id.to_string()).unwrap_or_default()),

@@ -16,14 +16,16 @@ use crate::format::PAGE;
 use crate::format::geometry::EntryPlace;
 use crate::format::tags::{ENTRIES_PER_BLOCK, ENTRY_LEN, MAC_LEN, Parent, parent};
 use crate::journal::{Appended, Update};
-use crate::store::{SetTime, Timestamp};
+use crate::store::{SetTime, StoreFile, Timestamp};
 use crate::units::{ChunkIndex, StoredOffset};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The parts of the header page that change with a commit, and where its tag entries begin.
 const FIELDS: std::ops::Range<usize> = 0..128;
-const MAC: std::ops::Range<usize> = 1504..1536;
+/// The wrapped secrets, which change with a rewrap only.
+const WRAPS: std::ops::Range<usize> = 128..1152;
+pub(super) const MAC: std::ops::Range<usize> = 1504..1536;
 const ENTRIES_AT: usize = 1536;
 
 /// A snapshot of what changed, on its way to the disk. To be finished with [`Batched::finish`].
@@ -184,6 +186,9 @@ impl File {
         let page = *state.page.seal(&keys.header_mac);
         let mut writes: Vec<(StoredOffset, Arc<[u8]>)> = Vec::new();
         writes.push((StoredOffset(FIELDS.start as u64), Arc::from(&page[FIELDS])));
+        if state.dirty.envelope {
+            writes.push((StoredOffset(WRAPS.start as u64), Arc::from(&page[WRAPS])));
+        }
         writes.push((StoredOffset(MAC.start as u64), Arc::from(&page[MAC])));
         self.tag_writes(state, &page, &mut writes);
         for (chunk, sealed) in &state.pending {
@@ -287,18 +292,24 @@ impl File {
         }
     }
 
+    /// What the stored file is written through.
+    fn writer(&self) -> Arc<dyn StoreFile> {
+        self.writer.lock().as_ref().map_or_else(|| Arc::clone(&self.store), Arc::clone)
+    }
+
     /// Puts a durable record in place.
     fn apply(&self, prepared: Prepared, appended: Appended) -> Result<(), Error> {
         let update = &prepared.update;
+        let store = self.writer();
         let placed = (|| {
             if let Some(cut) = prepared.cut {
-                self.store.set_len(cut.stored)?;
+                store.set_len(cut.stored)?;
             }
             for (offset, len) in &update.voids {
-                self.store.punch(*offset, *len)?;
+                store.punch(*offset, *len)?;
             }
             for (offset, bytes) in &update.writes {
-                self.store.write_at(bytes, *offset)?;
+                store.write_at(bytes, *offset)?;
             }
             Ok(())
         })();
@@ -306,12 +317,12 @@ impl File {
         let placed = placed.and_then(|()| {
             // Under the lock: others append in place, and what they wrote is not to be cut off. What lies behind that
             // is of a write that failed, or waits for the next commit to give it up.
-            let len = self.store.inode().stat()?.len;
+            let len = store.inode().stat()?.len;
             let most = update.stored_len.max(self.context.geometry.stored_len(state.len()));
             if len < update.stored_len {
-                self.store.set_len(update.stored_len)?;
+                store.set_len(update.stored_len)?;
             } else if len > most && state.cut.is_none() {
-                self.store.set_len(most)?;
+                store.set_len(most)?;
             }
             Ok(())
         });
@@ -360,6 +371,7 @@ impl File {
         state.dirty.blocks.extend(prepared.dirty.blocks);
         state.dirty.new_blocks.extend(prepared.dirty.new_blocks);
         state.dirty.cleared_children.extend(prepared.dirty.cleared_children);
+        state.dirty.envelope |= prepared.dirty.envelope;
         state.occupied.extend(prepared.occupied);
         state.cut = match (state.cut, prepared.cut) {
             (Some(a), Some(b)) => Some(if a.chunk < b.chunk { a } else { b }),
@@ -381,6 +393,52 @@ pub struct Batched<'a> {
 }
 
 impl Batched<'_> {
+    /// The second half of a commit of many files that have little to commit, with one sync of the journal for all of
+    /// them. What they rely on in place is synced first.
+    ///
+    /// # Errors
+    /// The first of the journal's and the store's; what was not committed stays in memory, and is tried again.
+    pub fn finish_all(batch: Vec<Self>) -> Result<(), Error> {
+        let mut failed = None;
+        let mut ready = Vec::new();
+        for mut batched in batch {
+            // Nothing has changed.
+            let Some(prepared) = &batched.prepared else { continue };
+            let relies = prepared.needs_sync || batched.unsynced;
+            if relies && let Err(error) = batched.file.store.sync(true) {
+                // It is given back as it is dropped.
+                failed.get_or_insert(error.into());
+                continue;
+            }
+            batched.unsynced = false;
+            ready.push(batched);
+        }
+        let Some(journal) = ready.first().map(|batched| Arc::clone(&batched.file.context.journal)) else {
+            return failed.map_or(Ok(()), Err);
+        };
+        let updates: Vec<_> = ready
+            .iter()
+            .filter_map(|batched| Some((&batched.file.target, &batched.prepared.as_ref()?.update)))
+            .collect();
+        let appended = journal.append_all(&updates)?;
+        let synced = appended.last().map_or(Ok(()), |last| journal.sync_appended(last));
+        for (mut batched, appended) in ready.into_iter().zip(appended) {
+            match (&synced, batched.prepared.take()) {
+                (Ok(()), Some(prepared)) => {
+                    batched.file.note_durable();
+                    failed = failed.or(batched.file.apply(prepared, appended).err());
+                }
+                (Ok(()), None) => journal.applied(appended, batched.file.target.ino, None),
+                (Err(error), prepared) => {
+                    batched.prepared = prepared;
+                    journal.not_applied(appended, error);
+                }
+            }
+        }
+        synced?;
+        failed.map_or(Ok(()), Err)
+    }
+
     /// The second half of a commit, after everything in place was made durable.
     ///
     /// # Errors

@@ -39,6 +39,8 @@ pub(super) struct Dirty {
     pub cleared_children: BTreeSet<u64>,
     /// Blocks that did not exist at the last commit: what lies in their place is unknown.
     pub new_blocks: BTreeSet<u64>,
+    /// The wrapped secrets in the header page.
+    pub envelope: bool,
 }
 
 pub(super) struct State {

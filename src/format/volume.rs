@@ -27,6 +27,16 @@ pub enum KekRole {
     Recovery,
 }
 
+impl KekRole {
+    /// Its name in output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Recovery => "recovery",
+        }
+    }
+}
+
 /// One of the volume's KEKs, with the volume key wrapped by it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kek {
@@ -166,6 +176,11 @@ impl VolumeRecord {
     /// The KEK with this number.
     pub fn kek(&self, generation: KekGeneration) -> Option<&Kek> {
         self.keks.iter().find(|kek| kek.generation == generation)
+    }
+
+    /// The newest KEK of this role.
+    pub fn newest_of(&self, role: KekRole) -> Option<&Kek> {
+        self.keks.iter().rev().find(|kek| kek.role == role)
     }
 
     /// The KEK that opens the volume now: the newest primary one.

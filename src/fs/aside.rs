@@ -22,20 +22,40 @@ impl Fs {
         let lost = self.volume.lost()?;
         let name = file.to_string().into_bytes();
         let making = staging_name(&[&name, &b".new-"[..]].concat());
-        let made = copy(store, &*lost, &making)
-            .and_then(|()| lost.rename(&making, &*lost, &name, RenameMode::Replace))
-            .and_then(|()| lost.sync());
-        if made.is_err() {
-            // The first error is what matters; a file in the making means nothing.
-            let _ = lost.unlink(&making);
-        }
-        made?;
+        publish(&*lost, &making, &name, copy(store, &*lost, &making).and_then(|copy| copy.sync(false)))?;
         self.counters.set_aside.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
+
+    /// Replaces what was set aside by a copy with another header page, in the same steps.
+    ///
+    /// # Errors
+    /// The store's; then it is as it was.
+    pub(super) fn replace_aside(
+        &self,
+        lost: &dyn StoreDir,
+        name: &[u8],
+        store: &dyn StoreFile,
+        page: &[u8],
+    ) -> io::Result<()> {
+        let making = staging_name(&[name, &b".new-"[..]].concat());
+        let copied = copy(store, lost, &making)
+            .and_then(|copy| copy.write_at(page, StoredOffset(0)).and_then(|()| copy.sync(false)));
+        publish(lost, &making, name, copied)
+    }
 }
 
-fn copy(from: &dyn StoreFile, to: &dyn StoreDir, name: &[u8]) -> io::Result<()> {
+/// Gives a copy its name, if it could be made.
+fn publish(lost: &dyn StoreDir, making: &[u8], name: &[u8], made: io::Result<()>) -> io::Result<()> {
+    let made = made.and_then(|()| lost.rename(making, lost, name, RenameMode::Replace)).and_then(|()| lost.sync());
+    if made.is_err() {
+        // The first error is what matters; a file in the making means nothing.
+        let _ = lost.unlink(making);
+    }
+    made
+}
+
+fn copy(from: &dyn StoreFile, to: &dyn StoreDir, name: &[u8]) -> io::Result<Arc<dyn StoreFile>> {
     let copy = to.create_file(name, 0o600)?;
     let mut piece = vec![0; PIECE];
     let mut at = 0;
@@ -50,5 +70,5 @@ fn copy(from: &dyn StoreFile, to: &dyn StoreDir, name: &[u8]) -> io::Result<()> 
         }
     }
     copy.set_len(StoredOffset(at))?;
-    copy.sync(false)
+    Ok(copy)
 }

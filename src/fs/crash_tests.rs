@@ -1,8 +1,11 @@
 //! The tree on a store that loses power: random work, cut after every change, mounted again, and walked. A failure
 //! prints the seed of the work and of the cut.
 
+mod cloud;
 mod faults;
 mod guard;
+mod recovery_kek;
+mod rewrap;
 mod sweep;
 mod work;
 
@@ -28,7 +31,7 @@ pub(super) const OPTIONS: InitOptions =
 
 pub(super) fn make(options: InitOptions) -> MemStore {
     let store = MemStore::default();
-    fill(&*store.root(), "fake:key", &FakeKms::default(), options).unwrap();
+    fill(&*store.root(), "fake:key", &FakeKms::default(), options, None).unwrap();
     store.sync_all().unwrap();
     store
 }

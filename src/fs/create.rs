@@ -48,7 +48,7 @@ impl Fs {
         let stored = self.stored_name(&keys, parent, name)?;
         let directory = self.nodes.directory(parent)?;
         let permissions = self.permissions(parent, creator)?;
-        let (envelope, secret) = self.envelopes.take(&self.leases, &self.volume)?;
+        let (wraps, secret) = self.envelopes.take(&self.leases, &self.volume)?;
         if make_side(&*directory, stored.side.as_ref())? {
             self.needs_names(parent);
         }
@@ -59,7 +59,7 @@ impl Fs {
             let path = [&self.nodes.path(parent)[..], b"/", &stored.entry].concat();
             let path = path.strip_prefix(b"/").unwrap_or(&path).to_vec();
             let target = Target { file: file_id, ino: stat.ino, path };
-            let header = self.new_header(file_id, envelope);
+            let header = self.new_header(file_id, wraps);
             let context = Arc::clone(&self.context);
             let file = File::create(context, Arc::clone(&store), target, header, Arc::new(Keys::from(&dek)))?;
             file.set_mtime(stat.mtime);
@@ -77,13 +77,13 @@ impl Fs {
         Ok((entry, handle))
     }
 
-    pub(super) fn new_header(&self, file: FileId, envelope: crate::format::header::Envelope) -> Header {
+    pub(super) fn new_header(&self, file: FileId, (envelope, recovery): envelopes::Wraps) -> Header {
         Header {
             chunk_size: self.context.geometry.chunk_size(),
             file,
             epoch: Epoch(0),
             envelope,
-            recovery: None,
+            recovery,
             len: PlainOffset(0),
             generation: 0,
             batch: 0,

@@ -138,8 +138,9 @@ impl Fs {
             Err(error) => return Err(error.into()),
         };
         let header = found.header().clone();
-        let Some(wrapped) = self.volume.wrapped(&header.envelope) else {
-            return Ok(Stored::Damaged(Damage::UnknownKek));
+        let wrapped = match self.volume.wrapped(&header) {
+            Ok(wrapped) => wrapped,
+            Err(damage) => return Ok(Stored::Damaged(damage)),
         };
         let file_keys = self.keys_of_envelope(keys, &header, wrapped)?;
         let target = Target { file: header.file, ino, path: path() };
@@ -180,11 +181,11 @@ impl Fs {
         store: Arc<dyn StoreFile>,
         left: Option<(FileId, Damage)>,
     ) -> Result<File> {
-        let (envelope, secret) = self.envelopes.take(&self.leases, &self.volume)?;
+        let (wraps, secret) = self.envelopes.take(&self.leases, &self.volume)?;
         let file = FileId(crate::crypto::random_id());
         let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, file, Epoch(0));
         let target = Target { file, ino, path: self.nodes.path(ino) };
-        let header = self.new_header(file, envelope);
+        let header = self.new_header(file, wraps);
         if self.read_only {
             return Ok(File::of_nothing(Arc::clone(&self.context), store, target, header, Arc::new(Keys::from(&dek))));
         }
@@ -204,13 +205,11 @@ impl Fs {
     }
 
     fn file_keys(&self, keys: &Unlocked, ino: u64, header: &Header) -> Result<Arc<Keys>> {
-        let Some(wrapped) = self.volume.wrapped(&header.envelope) else {
-            return Err(self.damaged_file(ino, &Damage::UnknownKek));
-        };
+        let wrapped = self.volume.wrapped(header).map_err(|damage| self.damaged_file(ino, &damage))?;
         self.keys_of_envelope(keys, header, wrapped)
     }
 
-    fn keys_of_envelope(&self, keys: &Unlocked, header: &Header, wrapped: Wrapped) -> Result<Arc<Keys>> {
+    pub(super) fn keys_of_envelope(&self, keys: &Unlocked, header: &Header, wrapped: Wrapped) -> Result<Arc<Keys>> {
         let Some(secret) = self.leases.cached(&wrapped) else {
             return Err(Error::NeedKey(Need::Unwrap(Box::new(wrapped))));
         };

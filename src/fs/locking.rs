@@ -25,11 +25,13 @@ impl Fs {
         read_only: bool,
     ) -> Result<Self> {
         let tree = volume.tree()?;
+        context.journal.sync_through(&store);
         Ok(Self {
             nodes: Nodes::new(tree),
             volume,
             store,
             context,
+            ring: Arc::new(Ring::of_one(Arc::clone(leases.kms()))),
             leases,
             envelopes: Envelopes::default(),
             read_only,
@@ -48,10 +50,18 @@ impl Fs {
             opening: std::array::from_fn(|_| Mutex::default()),
             committing: Mutex::default(),
             names: Mutex::default(),
+            walking: Mutex::default(),
             moved: Mutex::default(),
+            on_new_kek: Mutex::default(),
             half_made: AtomicBool::new(false),
             counters: Counters::default(),
         })
+    }
+
+    /// The same, whose KEKs are asked through this.
+    #[must_use]
+    pub fn with_ring(self, ring: Arc<Ring>) -> Self {
+        Self { ring, ..self }
     }
 
     /// From now on only what finishes what applications did before gets through. Waits for what is under way, for

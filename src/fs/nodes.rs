@@ -200,6 +200,13 @@ impl Nodes {
         self.table.lock().get(&ino).and_then(|node| node.more.as_ref()?.rest.clone())
     }
 
+    /// The regular files without a name that the kernel still knows.
+    pub fn rests(&self) -> Vec<(u64, Arc<dyn Inode>)> {
+        let table = self.table.lock();
+        let files = table.iter().filter(|(_, node)| node.kind == Some(Kind::File));
+        files.filter_map(|(ino, node)| Some((*ino, node.more.as_ref()?.rest.clone()?))).collect()
+    }
+
     pub fn kind(&self, ino: u64) -> Option<Kind> {
         self.table.lock().get(&ino).and_then(|node| node.kind)
     }

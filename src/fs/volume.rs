@@ -1,21 +1,21 @@
 //! A volume as a directory of the host: its record, who holds it, and making one.
 
 mod holder;
+mod keks;
 
-use super::error::{Error, Result};
 use crate::crypto::derive::VolumeKeys;
 use crate::crypto::{Secret32, names, random_id};
 use crate::file::Context;
-use crate::format::header::Envelope;
 use crate::format::volume::{Kek, KekRole, MAX_LEN, VolumeRecord};
 use crate::format::{ChunkSize, Geometry, Malformed};
 use crate::journal::Journal;
-use crate::kms::{Kms, KmsError, KmsErrorKind, Wrapped};
+use crate::kms::{Kms, KmsError, KmsErrorKind};
 use crate::store::dir::{AccessTimes, DirStore};
 use crate::store::{Store, StoreDir, replace_file};
 use crate::units::{Epoch, KekGeneration, StoredOffset, VolumeId};
 pub use holder::{Holder, Holding};
-use parking_lot::RwLock;
+pub use keks::Target;
+use parking_lot::{Mutex, RwLock};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,10 @@ pub struct Volume {
     root: Arc<dyn StoreDir>,
     bytes: Vec<u8>,
     record: RwLock<Arc<VolumeRecord>>,
+    /// Held while the record is being changed.
+    changing: Mutex<()>,
+    /// Which of the wraps of every secret is used.
+    role: KekRole,
 }
 
 /// Why there is no volume.
@@ -95,6 +99,15 @@ impl From<KmsError> for VolumeError {
     }
 }
 
+/// A second KEK for a new volume, and how it is reached.
+#[derive(Clone, Copy)]
+pub struct RecoveryKek<'a> {
+    /// How its owner wrote it.
+    pub reference: &'a str,
+    /// Where it is asked.
+    pub kms: &'a dyn Kms,
+}
+
 /// What `init` may choose.
 #[derive(Clone, Copy, Debug)]
 pub struct InitOptions {
@@ -114,13 +127,28 @@ pub struct InitOptions {
 /// # Errors
 /// [`VolumeError`]; what was made is removed again.
 pub fn init(path: &Path, reference: &str, kms: &dyn Kms, options: InitOptions) -> Result<VolumeRecord, VolumeError> {
+    init_with_recovery(path, reference, kms, options, None)
+}
+
+/// The same, with a second KEK by which every secret is wrapped too.
+///
+/// # Errors
+/// As for [`init`].
+pub fn init_with_recovery(
+    path: &Path,
+    reference: &str,
+    kms: &dyn Kms,
+    options: InitOptions,
+    recovery: Option<RecoveryKek<'_>>,
+) -> Result<VolumeRecord, VolumeError> {
     let made = match std::fs::create_dir(path) {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
         Err(error) => return Err(error.into()),
     };
-    let result =
-        DirStore::open(path).map_err(VolumeError::from).and_then(|store| fill(&*store.root(), reference, kms, options));
+    let result = DirStore::open(path)
+        .map_err(VolumeError::from)
+        .and_then(|store| fill(&*store.root(), reference, kms, options, recovery));
     if let Err(error) = &result
         && !matches!(error, VolumeError::NotEmpty { .. })
     {
@@ -141,6 +169,7 @@ pub(super) fn fill(
     reference: &str,
     kms: &dyn Kms,
     options: InitOptions,
+    recovery: Option<RecoveryKek<'_>>,
 ) -> Result<VolumeRecord, VolumeError> {
     let entries = root.list()?;
     // What every freshly made ext4 has.
@@ -149,10 +178,11 @@ pub(super) fn fill(
     }
     let id = VolumeId(random_id());
     let volume_key = Secret32::random();
-    let wrapped = kms.wrap(&volume_key, id)?;
-    if kms.unwrap(&wrapped, id)?.secret.expose() != volume_key.expose() {
-        return Err(KmsError::new(KmsErrorKind::Damaged, "the KMS unwraps something else than it wrapped").into());
-    }
+    let wrapped = keks::wrap_and_test(kms, KekRole::Primary, &volume_key, id)?;
+    let second = match recovery {
+        Some(recovery) => Some(keks::wrap_and_test(recovery.kms, KekRole::Recovery, &volume_key, id)?),
+        None => None,
+    };
     for name in [TREE, JOURNAL, AUDIT, LINKS] {
         root.make_dir(name, 0o700)?;
     }
@@ -163,12 +193,14 @@ pub(super) fn fill(
         tree.make_symlink(names::DIR_ID_ENTRY, data_encoding::HEXLOWER.encode(&random_id()).as_bytes())?;
     }
     tree.sync()?;
-    let kek = Kek {
-        generation: KekGeneration(0),
-        role: KekRole::Primary,
+    let kek = |generation, role, reference: &str, volume_key| Kek {
+        generation: KekGeneration(generation),
+        role,
         reference: reference.to_owned(),
-        volume_key: wrapped,
+        volume_key,
     };
+    let mut keks = vec![kek(0, KekRole::Primary, reference, wrapped)];
+    keks.extend(recovery.zip(second).map(|(of, wrapped)| kek(1, KekRole::Recovery, of.reference, wrapped)));
     let record = VolumeRecord {
         id,
         plain_names: options.plain_names,
@@ -177,7 +209,7 @@ pub(super) fn fill(
         kek_floor: KekGeneration(0),
         epoch_floor: Epoch(0),
         generation: 0,
-        keks: vec![kek],
+        keks,
     };
     let bytes = record.encode(&VolumeKeys::from(&volume_key).record_mac);
     if VolumeRecord::parse(&bytes).as_ref() != Ok(&record) {
@@ -226,7 +258,8 @@ impl Volume {
                 VolumeError::Damaged(format!("its directory {} is missing", String::from_utf8_lossy(name)))
             })?;
         }
-        Ok(Self { path: path.to_owned(), root, bytes, record: RwLock::new(Arc::new(record)) })
+        let record = RwLock::new(Arc::new(record));
+        Ok(Self { path: path.to_owned(), root, bytes, record, changing: Mutex::default(), role: KekRole::Primary })
     }
 
     /// Checks with the volume key that the record was not changed.
@@ -309,57 +342,6 @@ impl Volume {
         self.root.make_dir(LOST, 0o700)?;
         self.root.sync()?;
         self.root.open_dir(LOST)
-    }
-
-    /// The envelope, as a header carries it, of a secret that was wrapped for this volume.
-    pub(super) fn envelope(&self, wrapped: &Wrapped) -> Result<Envelope> {
-        let record = self.record();
-        let kek = record
-            .keks
-            .iter()
-            .rev()
-            .find(|kek| kek.volume_key.kek.is_same_key(&wrapped.kek))
-            .ok_or(Error::Unreachable)?;
-        Ok(Envelope { kek: kek.generation, algorithm: wrapped.algorithm, blob: wrapped.blob.clone() })
-    }
-
-    /// The wrapped secret of an envelope, `None` if its KEK is none of the volume's.
-    pub(super) fn wrapped(&self, envelope: &Envelope) -> Option<Wrapped> {
-        let kek = self.record().kek(envelope.kek)?.volume_key.kek.clone();
-        Some(Wrapped { kek, algorithm: envelope.algorithm, blob: envelope.blob.clone() })
-    }
-
-    /// Takes up the version of the KEK that new secrets are wrapped with now, if the record does not know it: the
-    /// key was rotated. Both versions are tried before anything is changed.
-    ///
-    /// # Errors
-    /// [`VolumeError`]; then the record is as it was.
-    pub fn adopt_newest_kek(&self, kms: &dyn Kms, volume_key: &Secret32) -> Result<bool, VolumeError> {
-        let old = self.record();
-        let wrapped = kms.wrap(volume_key, old.id)?;
-        if old.keks.iter().any(|kek| kek.volume_key.kek.is_same_key(&wrapped.kek)) {
-            return Ok(false);
-        }
-        if kms.unwrap(&wrapped, old.id)?.secret.expose() != volume_key.expose() {
-            return Err(KmsError::new(KmsErrorKind::Damaged, "the key's new version unwraps to something else").into());
-        }
-        let mut record = (*old).clone();
-        let generation = KekGeneration(record.keks.iter().map(|kek| kek.generation.0).max().unwrap_or(0) + 1);
-        let reference = record.newest().reference.clone();
-        record.keks.push(Kek { generation, role: KekRole::Primary, reference, volume_key: wrapped });
-        record.generation += 1;
-        let bytes = record.encode(&VolumeKeys::from(volume_key).record_mac);
-        if VolumeRecord::parse(&bytes).as_ref() != Ok(&record) {
-            // Written nevertheless, it could not be read again.
-            return Err(KmsError::new(
-                KmsErrorKind::Misconfigured,
-                "the volume cannot list one more version of its key",
-            )
-            .into());
-        }
-        replace_file(&*self.root, RECORD, &bytes, 0o600)?;
-        *self.record.write() = Arc::new(record);
-        Ok(true)
     }
 }
 

@@ -40,13 +40,17 @@ pub(super) struct Log {
     pub unapplied: usize,
     /// Files that were changed in place on its behalf, by inode number.
     pub touched: HashMap<u64, Arc<dyn StoreFile>>,
+    /// They are too many to be named.
+    pub touched_many: bool,
 }
 
 impl Log {
     pub fn new(file: Arc<dyn StoreFile>) -> io::Result<Self> {
         let start = PAGE as u64;
         let capacity = file.inode().stat()?.len.0;
-        Ok(Self { file, sequence: 0, capacity, position: start, synced: start, unapplied: 0, touched: HashMap::new() })
+        let touched = HashMap::new();
+        let (sequence, unapplied, touched_many) = (0, 0, false);
+        Ok(Self { file, sequence, capacity, position: start, synced: start, unapplied, touched, touched_many })
     }
 
     /// Begins the log anew with this header; durable when it returns.

@@ -3,6 +3,8 @@
 
 use super::kek::has_to_be_given;
 use super::{AzureKms, KekRef, Kms, KmsError, LocalKms};
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,6 +154,27 @@ pub fn connect(reference: &str, options: &ConnectOptions) -> Result<Arc<dyn Kms>
         KekRef::Raw => Err(has_to_be_given()),
         KekRef::Azure(kek) => Ok(Arc::new(AzureKms::new(kek, options)?)),
     }
+}
+
+/// The same for every reference, for a [`Ring`](super::Ring). The one with the first reference of `instead` is reached
+/// by the second one: it is the same key under another name.
+pub fn connector(options: ConnectOptions, instead: Option<(String, String)>) -> super::Connector {
+    // What is in a descriptor may be there only once.
+    let descriptors = Mutex::new(HashMap::<u32, Arc<dyn Kms>>::new());
+    Box::new(move |reference| {
+        let reference = match &instead {
+            Some((recorded, now)) if recorded == reference => now,
+            _ => reference,
+        };
+        let Ok(KekRef::Descriptor(number)) = reference.parse() else { return connect(reference, &options) };
+        let mut descriptors = descriptors.lock();
+        if let Some(connection) = descriptors.get(&number) {
+            return Ok(Arc::clone(connection));
+        }
+        let connection = connect(reference, &options)?;
+        descriptors.insert(number, Arc::clone(&connection));
+        Ok(connection)
+    })
 }
 
 #[cfg(test)]

@@ -236,6 +236,18 @@ impl Leases {
         Ok(secret)
     }
 
+    /// Lets a secret that is in memory be found by another wrap of it, too; not if the volume is locked.
+    pub fn share(&self, wrapped: &Wrapped, secret: &Arc<Secret32>) {
+        let key = self.key(wrapped);
+        let mut state = self.state.lock();
+        if !state.open || state.held.contains(&key) {
+            return;
+        }
+        let evicted = state.held.push(key, Held::new(secret, None));
+        drop(state);
+        self.note_end("evicted", evicted.into_iter().map(|(_, held)| held));
+    }
+
     /// Unwraps past the cache, the lock and the breaker, to see whether the KMS still grants it.
     ///
     /// # Errors

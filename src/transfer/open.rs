@@ -5,9 +5,9 @@ use crate::crypto::Secret32;
 use crate::crypto::derive::VolumeKeys;
 use crate::failure::{Exit, Failure};
 use crate::fs::Fs;
-use crate::fs::volume::{Holder, Holding, Volume};
+use crate::fs::volume::{Holder, Holding, Volume, VolumeError};
 use crate::journal::{Journal, LOG_LEN, recovery};
-use crate::kms::{ConnectOptions, Kms, connect};
+use crate::kms::{ConnectOptions, Kms, Ring};
 use crate::lease::Leases;
 use crate::store::dir::DirStore;
 use std::io;
@@ -112,17 +112,18 @@ fn unlock(
         .map_err(|_| Failure::new(Exit::Failure, "this machine's AES-256-GCM gives wrong answers"))?;
     let of_volume = |error| Failure::of_volume(path, error);
     let record = volume.record();
-    let options = ConnectOptions {
-        mount: Some(record.id.to_string()),
-        ..ConnectOptions::from_variables(|name| std::env::var(name).ok())
+    let options = ConnectOptions::from_variables(|name| std::env::var(name).ok());
+    let ring = volume.ring(options, kek);
+    let volume_key = match volume.unlock(&ring) {
+        Ok(unwrapped) => unwrapped.secret,
+        Err(VolumeError::Kms(error)) => return Err(Failure::of_key(&volume, error)),
+        Err(error) => return Err(of_volume(error)),
     };
-    let newest = record.newest();
-    let kms: Arc<dyn Kms> = connect(kek.unwrap_or(&newest.reference), &options)?;
-    let volume_key = kms.unwrap(&newest.volume_key, record.id)?.secret;
-    volume.authenticate(&volume_key).map_err(of_volume)?;
-    if !read_only {
-        volume.adopt_newest_kek(&*kms, &volume_key).map_err(of_volume)?;
+    if !read_only && volume.adopt_newest_kek(&*ring, &volume_key).map_err(of_volume)? {
+        let (references, primary) = volume.references();
+        ring.set_keys(references, &primary);
     }
+    let kms: Arc<dyn Kms> = Arc::<Ring>::clone(&ring);
     let warnings = kms.warnings();
     let VolumeKeys { transfers, audit_mac: audit, .. } = VolumeKeys::from(&volume_key);
     let leases = Leases::new(kms, record.id, NonZeroUsize::new(LEASES).unwrap_or(NonZeroUsize::MIN));
@@ -130,6 +131,7 @@ fn unlock(
     let context = volume.context(journal(&volume).map_err(|error| Failure::of_store(path, &error))?);
     let fs = Fs::new(volume, Arc::new(store), context, Arc::new(leases), volume_key, read_only)
         .map_err(|error| Failure::new(Exit::Store, format!("the volume cannot be read: {error:?}")))?;
+    let fs = fs.with_ring(ring);
     if !fs.root_is_whole() {
         return Err(Failure::new(Exit::Volume, "the volume is damaged: its root directory has no id"));
     }

@@ -157,7 +157,7 @@ class Record:
         fields.number(8)
         count = fields.number(2)
         check(1 <= count <= 64, "impossible number of KEKs")
-        self.keks = {}
+        self.keks, self.roles = {}, {}
         newest = None
         for _ in range(count):
             generation, role, algorithm = fields.number(4), fields.number(1), fields.number(1)
@@ -168,7 +168,7 @@ class Record:
             reference.decode()
             blob = fields.take(lengths[2])
             check(not self.keks or generation > max(self.keks), "KEKs are not in order")
-            self.keks[generation] = kek_id.decode()
+            self.keks[generation], self.roles[generation] = kek_id.decode(), role
             if role == 0:
                 newest = (kek_id.decode(), algorithm, blob)
         check(fields.at == len(fields.data), "bytes left over")
@@ -239,6 +239,9 @@ class StoredFile:
         check(size > 0, "no envelope")
         check(generation >= record.kek_floor and self.epoch >= record.epoch_floor, "older than the volume accepts")
         check(generation in record.keks, "its KEK is none of the volume's")
+        check(record.roles[generation] == 0, "its KEK is no primary one")
+        if slots[1][2] > 0:
+            check(record.roles.get(slots[1][0]) == 1, "its second KEK is no recovery one of the volume's")
         secret = volume.envelope(generation, algorithm, blob)
         material = secret + record.volume_key + record.id + self.id + struct.pack("<I", self.epoch)
         dek = kdf("kmsfs v1 2026-11 file DEK", material)

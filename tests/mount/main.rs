@@ -24,6 +24,7 @@ mod raw_keys;
 mod recovery;
 mod remount;
 mod revocation;
+mod rewrap;
 mod rollback;
 mod scrub;
 mod storms;

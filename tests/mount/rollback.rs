@@ -411,3 +411,42 @@ fn the_kms_remembers_where_a_volume_was_and_what_lies_in_the_volume_cannot_be_pu
     drop(volume.mount(&options));
     Ok(())
 }
+
+#[test]
+fn a_rewrap_is_no_rollback_and_the_volume_from_before_it_is_one() -> Outcome {
+    let mounted = mount(Volume::with(&["--plain-names"]), &[]);
+    fs::write(mounted.at("file"), b"content")?;
+    let volume = mounted.unmount();
+    back_up(&volume, "before");
+    let keys = ["second", "third"].map(|name| {
+        volume.ok(&["key", "generate", "--output", &text(volume.file(name))]);
+        format!("file:{}", text(volume.file(name)))
+    });
+    // Mounted: the guard knows of it when the mount is killed, too.
+    let mounted = mount(volume, &[]);
+    mounted.volume().ok(&["rewrap", &text(mounted.at("")), "--kek", &keys[0]]);
+    let noted = mounted.status()["rollback_guard"]["counter"].as_u64();
+    fs::write(mounted.at("more"), b"more")?;
+    until("the guard is written", || mounted.status()["rollback_guard"]["counter"].as_u64() > noted);
+    kill(&mounted);
+    let volume = mounted.into_dead();
+    back_up(&volume, "mounted");
+    restore(&volume, "before");
+    assert!(refused(&volume, 16).contains("was seen"));
+    restore(&volume, "mounted");
+    // Not mounted, and the guard is told.
+    let options = guard(&volume);
+    let path = text(volume.path());
+    volume.ok(&[&["rewrap", &path, "--kek", &keys[1]], &strs(&options)[..]].concat());
+    back_up(&volume, "newest");
+    restore(&volume, "mounted");
+    assert!(refused(&volume, 16).contains("was seen"));
+    let again = volume.run(&[&["rewrap", &path], &strs(&options)[..]].concat());
+    assert_eq!(again.code, 16, "a rewrap does not make the old volume the newest: {again:?}");
+    // Not mounted, and the guard is not told: what is newer is no rollback.
+    restore(&volume, "newest");
+    volume.ok(&["rewrap", &path, "--kek", &keys[0]]);
+    let mounted = mount(volume, &[]);
+    assert_eq!(fs::read(mounted.at("file"))?, b"content");
+    Ok(())
+}

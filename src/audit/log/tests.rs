@@ -213,6 +213,7 @@ fn the_settings_of_the_last_mount_are_found_also_in_an_older_file() {
         pid: 1,
         version: String::new(),
         after_crash: false,
+        with_recovery_kek: false,
         settings: Settings { values },
         call: crate::audit::Call::default(),
     };
