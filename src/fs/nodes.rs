@@ -338,7 +338,7 @@ mod tests {
         nodes.removed(7, &c, false, None);
         assert_eq!(nodes.place(7).unwrap(), a);
         nodes.remember(&stat(&store, 7, 1), b.clone());
-        assert_eq!(nodes.all().into_iter().find(|(ino, _)| *ino == 7).unwrap().1, [b.clone()]);
+        assert_eq!(nodes.all().into_iter().find(|(ino, _)| *ino == 7).unwrap().1, std::slice::from_ref(&b));
         store.root().create_file(b"b", 0o600).unwrap();
         nodes.removed(7, &b, true, store.root().entry(b"b").ok());
         assert!(nodes.place(7).is_err() && nodes.rest(7).is_some());
