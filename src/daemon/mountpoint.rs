@@ -37,10 +37,14 @@ fn mounts_of(process: &str) -> io::Result<Vec<Mounted>> {
     Ok(list.split(|byte| *byte == b'\n').filter_map(parse).collect())
 }
 
-/// Whether a process of this host still runs that has served a mount there, which is not there any more.
+/// Whether a process of this host that has served a mount there is still ending: the mount is not there any more, or the
+/// process was killed and its last threads are not gone yet.
 pub fn is_ending(process: u32, mountpoint: &Path) -> bool {
     let is_there = |mounted: &Mounted| mounted.fs_type == FS_TYPE && mounted.mountpoint == mountpoint;
-    mounts_of(&process.to_string()).is_ok_and(|mounts| !mounts.iter().any(is_there))
+    match mounts_of(&process.to_string()) {
+        Ok(mounts) => !mounts.iter().any(is_there),
+        Err(_) => super::process::is_dead(process),
+    }
 }
 
 /// A process, and its program's name, in whose mount namespace a filesystem is still mounted though it is not in ours.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// The number by which the kernel calls the root directory.
 pub const ROOT: u64 = 1;
 /// How many inodes the kernel may know for long. One takes about 150 bytes.
-pub const MOST: usize = 400_000;
+pub const MOST: usize = 300_000;
 /// How many directories are kept open.
 const OPEN_DIRECTORIES: usize = 256;
 
