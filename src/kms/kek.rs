@@ -199,6 +199,8 @@ fn file(path: &str) -> Result<KekRef, KmsError> {
     if path.is_empty() {
         return Err(misconfigured("'file:' names no file").hint(FILE_FORM));
     }
+    // Two slashes at the beginning would stay, and be read as the name of a host when the volume is opened.
+    let path = if path.starts_with('/') { &path[path.len() - path.trim_start_matches('/').len() - 1..] } else { path };
     let absolute = std::path::absolute(path)
         .map_err(|error| misconfigured(format!("'file:{path}' cannot be made absolute: {error}")).hint(FILE_FORM))?;
     Ok(KekRef::File(absolute))
@@ -323,7 +325,11 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         assert_eq!("file:k".parse(), Ok(KekRef::File(here.join("k"))));
         assert_eq!("file:/etc/k".parse(), Ok(KekRef::File("/etc/k".into())));
-        assert_eq!("file:///etc/k".parse(), Ok(KekRef::File("/etc/k".into())));
+        for text in ["file:///etc/k", "file:////etc/k", "file://///etc/k", "file:///etc//k"] {
+            let parsed: KekRef = text.parse().unwrap();
+            assert_eq!(parsed, KekRef::File("/etc/k".into()), "{text}");
+            assert_eq!(parsed.to_string(), "file:/etc/k");
+        }
     }
 
     #[test]
