@@ -9,6 +9,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// For how long a program that has just ended may still hold what it used.
+const LETTING_GO: std::time::Duration = std::time::Duration::from_millis(500);
+
 pub use crate::fuse::FS_TYPE;
 
 /// A mount as the kernel lists it.
@@ -164,6 +167,23 @@ pub fn is_dead(mountpoint: &Path) -> bool {
 /// `EBUSY` if somebody does.
 pub fn unmount(mountpoint: &Path) -> io::Result<()> {
     take_away(mountpoint, UnmountFlags::empty(), "-u")
+}
+
+/// The same, for somebody who has just seen the last user end: what such a program began to start, or is still closing,
+/// keeps the mount busy for a moment longer.
+///
+/// # Errors
+/// As for [`unmount`].
+pub fn unmount_soon(mountpoint: &Path) -> io::Result<()> {
+    let until = std::time::Instant::now() + LETTING_GO;
+    loop {
+        match unmount(mountpoint) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && std::time::Instant::now() < until => {
+                std::thread::sleep(LETTING_GO / 10);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Takes a mount out of the tree at once; who uses it still does.
