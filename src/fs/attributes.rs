@@ -230,6 +230,8 @@ impl Fs {
                 self.modified(&file)?;
             }
         }
+        // Whoever opens it meanwhile would remember the time that it had.
+        let _alone = changes.mtime.map(|_| self.opening[ino as usize % OPENING].lock());
         let mut mtime = changes.mtime.unwrap_or(SetTime::Keep);
         let open = if changes.mtime.is_some() { self.open_file(ino) } else { None };
         if let (SetTime::At(moment), Some(file)) = (mtime, &open)

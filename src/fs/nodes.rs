@@ -108,6 +108,10 @@ impl Nodes {
         }
         node.kind = Some(stat.kind);
         node.lookups += 1;
+        if let Some(more) = &mut node.more {
+            // It has another name, which nobody had asked for when it lost one.
+            more.rest = None;
+        }
         if stat.kind == Kind::Directory || stat.nlink <= 1 {
             if node.place.as_ref() != Some(&place) {
                 node.place = Some(place);
@@ -181,9 +185,19 @@ impl Nodes {
         self.table.lock().contains_key(&ino)
     }
 
-    /// A place of an inode.
+    /// A place of an inode. Of several, one whose directory can be reached: the kernel may have forgotten a directory, and
+    /// know what is in it by a name in another one.
     pub fn place(&self, ino: u64) -> Result<Place> {
-        self.table.lock().get(&ino).and_then(|node| node.place.clone()).ok_or(Error::Stale)
+        let places: Vec<Place> = {
+            let table = self.table.lock();
+            let node = table.get(&ino).ok_or(Error::Stale)?;
+            if let (Some(only), None) = (&node.place, &node.more) {
+                return Ok(only.clone());
+            }
+            node.places().cloned().collect()
+        };
+        let mut reachable = places.iter().filter(|place| places.len() == 1 || self.directory(place.parent).is_ok());
+        reachable.next().or(places.first()).cloned().ok_or(Error::Stale)
     }
 
     /// Lets `act` use a place of an inode. If that place is there no more, its path has to be looked up again.
