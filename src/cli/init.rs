@@ -13,8 +13,8 @@ use std::path::PathBuf;
 pub struct Init {
     /// The directory to make: empty, or not there yet
     volume: PathBuf,
-    /// The key: https://NAME.vault.azure.net/keys/KEY[/VERSION]; a raw key: file:PATH, cmd:COMMAND, fd:NUMBER or
-    /// credential:NAME
+    /// The key: https://NAME.vault.azure.net/keys/KEY[/VERSION], transit+https://HOST/MOUNT/keys/NAME[/VERSION]; a raw
+    /// key: file:PATH, cmd:COMMAND, fd:NUMBER or credential:NAME
     #[arg(long)]
     kek: String,
     /// Size of the pieces that are encrypted one by one: a power of two from 4K to 1M
