@@ -3,7 +3,7 @@
 //! key that is destroyed.
 //!
 //! [`gather`] collects the evidence, [`Evidence::certificate`] puts it together as JSON, [`SigningKey`] signs that, and
-//! [`page`] prints it.
+//! [`page()`] prints it.
 
 mod conditions;
 mod keys;

@@ -12,6 +12,7 @@
 //! | [`faults`], [`calls`], [`vault`], [`reply`], [`server`] | from a connection to an answer |
 //! | [`state`], [`identity`], [`tls`], [`control`], [`daemon`] | files, certificates, commands, the process |
 
+pub mod aes;
 pub mod api;
 pub mod authority;
 pub mod call;
@@ -24,6 +25,7 @@ pub mod identity;
 pub mod key;
 pub mod keyring;
 pub mod listing;
+pub mod material;
 pub mod names;
 pub mod refusal;
 pub mod reply;

@@ -134,7 +134,9 @@ impl From<KmsError> for Failure {
                 Exit::WrongKey => "kmsfs info VOLUME names the key that it needs; --kek says where that key is now",
                 Exit::KmsUnreachable => "see whether it can be reached: kmsfs key test KEK",
                 Exit::KmsRefused => "ask whoever owns the key; try it: kmsfs key test KEK",
-                Exit::Credentials => "give the variables of the identity that may use the key, or log in: az login",
+                Exit::Credentials => {
+                    "give the variables of the identity that may use the key, or log in: az login, bao login"
+                }
                 _ => return None,
             };
             Some(hint.to_owned())

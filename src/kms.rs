@@ -2,6 +2,7 @@
 //! One file per provider in `kms/`; each only translates its cloud's words. Depends on `units` and `crypto`.
 //! Invariant: an error says what the caller can do about it, and a refusal is never confused with silence.
 
+#[cfg(feature = "azure")]
 mod azure;
 mod backoff;
 mod connect;
@@ -9,16 +10,26 @@ mod connect;
 pub(crate) mod fake;
 mod kek;
 mod local;
+#[cfg(any(feature = "azure", feature = "transit"))]
+#[allow(dead_code, reason = "each provider uses its part")]
+mod rest;
 mod ring;
 mod state;
+#[cfg(feature = "transit")]
+mod transit;
+#[cfg(any(feature = "azure", feature = "transit"))]
+mod worker;
 
+#[cfg(feature = "azure")]
 pub use azure::AzureKms;
 pub use backoff::Backoff;
-pub use connect::{ConnectOptions, Credentials, connect, connector};
-pub use kek::{AzureKek, KekRef};
+pub use connect::{ConnectOptions, Credentials, SecretId, TransitLogin, TransitOptions, connect, connector};
+pub use kek::{AzureKek, KekRef, TransitKek};
 pub use local::{KEY_MALFORMED, KEY_REPLACED, LocalKms};
 pub use ring::{Connector, Ring};
 pub use state::KeyState;
+#[cfg(feature = "transit")]
+pub use transit::TransitKms;
 
 use crate::crypto::Secret32;
 use crate::units::VolumeId;
@@ -26,8 +37,8 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 /// The full name of a KEK *including its version*, as its own cloud writes it:
-/// `https://NAME.vault.azure.net/keys/KEY/VERSION`; for a raw key `file:PATH#FINGERPRINT`,
-/// `credential:NAME#FINGERPRINT`, or `raw:FINGERPRINT` if it has no place.
+/// `https://NAME.vault.azure.net/keys/KEY/VERSION`, `transit+https://HOST/MOUNT/keys/NAME/VERSION`; for a raw key
+/// `file:PATH#FINGERPRINT`, `credential:NAME#FINGERPRINT`, or `raw:FINGERPRINT` if it has no place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KekId(pub String);
 
@@ -57,6 +68,10 @@ pub enum WrapAlgorithm {
     RsaOaep256 = 1,
     /// The local provider's AES-256-GCM with a 24-byte nonce: nonce ‖ ciphertext ‖ tag, 72 bytes.
     LocalAes256Gcm = 2,
+    /// AES-256 key wrap (RFC 3394) by a Managed HSM, 40 bytes.
+    Aes256Kw = 3,
+    /// Vault's or OpenBao's Transit engine: how it is bound to its volume, then the ciphertext without its prefix.
+    Transit = 6,
 }
 
 impl WrapAlgorithm {
@@ -65,6 +80,8 @@ impl WrapAlgorithm {
         match code {
             1 => Some(Self::RsaOaep256),
             2 => Some(Self::LocalAes256Gcm),
+            3 => Some(Self::Aes256Kw),
+            6 => Some(Self::Transit),
             _ => None,
         }
     }
@@ -117,6 +134,15 @@ pub trait Kms: Send + Sync {
     /// # Errors
     /// See [`KmsError`].
     fn unwrap(&self, wrapped: &Wrapped, volume: VolumeId) -> Result<Unwrapped, KmsError>;
+
+    /// The same secret wrapped by the newest version of the KEK, without its coming here; `None` where the service
+    /// cannot do that, and an unwrap and a wrap have to.
+    ///
+    /// # Errors
+    /// See [`KmsError`].
+    fn rewrap(&self, _wrapped: &Wrapped, _volume: VolumeId) -> Result<Option<Wrapped>, KmsError> {
+        Ok(None)
+    }
 
     /// The newest version of the KEK, asked of the KMS now.
     ///

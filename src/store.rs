@@ -196,6 +196,9 @@ pub trait Inode: Send + Sync {
     fn open_file(&self, writable: bool) -> io::Result<Arc<dyn StoreFile>>;
 }
 
+/// What is done with each entry of a directory: its name, inode number and kind.
+pub type Visit<'a> = dyn FnMut(&[u8], u64, Option<Kind>) + 'a;
+
 /// An open directory. Every name is one component; nothing follows symbolic links.
 pub trait StoreDir: Send + Sync {
     /// The directory's own inode.
@@ -228,7 +231,7 @@ pub trait StoreDir: Send + Sync {
     fn remove_dir(&self, name: &[u8]) -> io::Result<()>;
     /// Gives out name, inode number and kind (where the filesystem tells it with the name) of all entries but `.` and
     /// `..`, in the order of the filesystem.
-    fn each(&self, act: &mut dyn FnMut(&[u8], u64, Option<Kind>)) -> io::Result<()>;
+    fn each(&self, act: &mut Visit<'_>) -> io::Result<()>;
     /// The same as a list.
     fn list(&self) -> io::Result<Vec<DirEntry>> {
         let mut entries = Vec::new();

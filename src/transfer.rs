@@ -1,5 +1,5 @@
 //! Moving in and out: an existing tree into a volume (import), and a volume into a directory (export), without a mount.
-//! Both are one copy from a tree to a tree ([`Copy`]): the one of the host is a [`crate::store::dir::DirStore`], and the
+//! Both are one copy from a tree to a tree ([`struct@Copy`]): the one of the host is a [`crate::store::dir::DirStore`], and the
 //! volume's is seen as another one ([`plain`]), so that what is kept is the same in both directions.
 //! Invariant: what counts as copied is durable, was read back, and is what was read from the source.
 

@@ -91,9 +91,12 @@ pub enum KeyCommand {
         name: KeyName,
         #[command(flatten)]
         state: State,
-        /// Bits of the RSA modulus: 2048, 3072 or 4096
-        #[arg(long, value_name = "BITS", default_value = "2048", value_parser = ["2048", "3072", "4096"])]
-        size: String,
+        /// RSA, RSA-HSM (which is the same here), or oct-HSM: an AES key, as a Managed HSM has them
+        #[arg(long, value_name = "TYPE", default_value = "RSA", value_parser = ["RSA", "RSA-HSM", "oct-HSM"])]
+        kty: String,
+        /// Bits: 2048, 3072 or 4096 of an RSA modulus, 256 of an AES key [default: 2048, 256]
+        #[arg(long, value_name = "BITS", value_parser = ["256", "2048", "3072", "4096"])]
+        size: Option<String>,
         /// What the key may be used for (key_ops), for instance wrapKey,unwrapKey [default: everything]
         #[arg(long, value_name = "OPS", value_delimiter = ',')]
         ops: Option<Vec<String>>,
@@ -296,9 +299,13 @@ fn stop(state: &State) -> Result<(), Failure> {
 
 fn key(command: KeyCommand) -> Result<(), Failure> {
     match command {
-        KeyCommand::Create { name, state, size, ops } => {
-            let bits = size.parse().map_err(|_| Failure::new(Exit::Usage, "--size takes 2048, 3072 or 4096"))?;
-            print_id(&state.ask(&Command::CreateKey { name, bits, operations: ops })?)
+        KeyCommand::Create { name, state, kty, size, ops } => {
+            let bits = size.and_then(|size| size.parse().ok());
+            if bits.is_some_and(|bits: u64| (bits == 256) != (kty == "oct-HSM")) {
+                return Err(Failure::new(Exit::Usage, format!("a key of type {kty} does not come in that --size"))
+                    .hint("RSA keys have 2048, 3072 or 4096 bits, oct-HSM keys 256"));
+            }
+            print_id(&state.ask(&Command::CreateKey { name, kty, bits, operations: ops })?)
         }
         KeyCommand::Rotate(NameArguments { name, state }) => print_id(&state.ask(&Command::RotateKey { name })?),
         KeyCommand::Disable(which) => enable(which, false),

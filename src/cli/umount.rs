@@ -42,7 +42,7 @@ pub fn run(arguments: &Umount) -> Result<(), Failure> {
     if arguments.lazy {
         return mountpoint::detach(&path).map_err(failed);
     }
-    mountpoint::unmount(&path).map_err(failed)?;
+    mountpoint::unmount_soon(&path).map_err(failed)?;
     if let Some((process, name)) = mountpoint::elsewhere(&mounted.device) {
         let message = format!(
             "{} is unmounted here, but not in the mount namespace of process {process} ({name})",

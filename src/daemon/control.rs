@@ -237,9 +237,7 @@ pub fn ask_socket(socket: &Path, command: Command) -> io::Result<(Reply, Connect
 pub fn is_stuck(mountpoint: &Path) -> bool {
     let Ok(stream) = UnixStream::connect(path(mountpoint)) else { return false };
     let Ok(peer) = rustix::net::sockopt::socket_peercred(&stream) else { return false };
-    let status = std::fs::read_to_string(format!("/proc/{}/stat", peer.pid.as_raw_nonzero())).unwrap_or_default();
-    // After the program's name, which may hold anything, comes the state.
-    status.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+    super::process::is_dead(peer.pid.as_raw_nonzero().get().unsigned_abs())
 }
 
 impl Connection {

@@ -9,6 +9,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// For how long a program that has just ended may still hold what it used.
+const LETTING_GO: std::time::Duration = std::time::Duration::from_millis(500);
+
 pub use crate::fuse::FS_TYPE;
 
 /// A mount as the kernel lists it.
@@ -37,10 +40,14 @@ fn mounts_of(process: &str) -> io::Result<Vec<Mounted>> {
     Ok(list.split(|byte| *byte == b'\n').filter_map(parse).collect())
 }
 
-/// Whether a process of this host still runs that has served a mount there, which is not there any more.
+/// Whether a process of this host that has served a mount there is still ending: the mount is not there any more, or the
+/// process was killed and its last threads are not gone yet.
 pub fn is_ending(process: u32, mountpoint: &Path) -> bool {
     let is_there = |mounted: &Mounted| mounted.fs_type == FS_TYPE && mounted.mountpoint == mountpoint;
-    mounts_of(&process.to_string()).is_ok_and(|mounts| !mounts.iter().any(is_there))
+    match mounts_of(&process.to_string()) {
+        Ok(mounts) => !mounts.iter().any(is_there),
+        Err(_) => super::process::is_dead(process),
+    }
 }
 
 /// A process, and its program's name, in whose mount namespace a filesystem is still mounted though it is not in ours.
@@ -160,6 +167,23 @@ pub fn is_dead(mountpoint: &Path) -> bool {
 /// `EBUSY` if somebody does.
 pub fn unmount(mountpoint: &Path) -> io::Result<()> {
     take_away(mountpoint, UnmountFlags::empty(), "-u")
+}
+
+/// The same, for somebody who has just seen the last user end: what such a program began to start, or is still closing,
+/// keeps the mount busy for a moment longer.
+///
+/// # Errors
+/// As for [`unmount`].
+pub fn unmount_soon(mountpoint: &Path) -> io::Result<()> {
+    let until = std::time::Instant::now() + LETTING_GO;
+    loop {
+        match unmount(mountpoint) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && std::time::Instant::now() < until => {
+                std::thread::sleep(LETTING_GO / 10);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Takes a mount out of the tree at once; who uses it still does.

@@ -1,4 +1,5 @@
-//! What a process that holds keys does to itself: no core dumps, no swap, as many open files as it may have.
+//! What a process that holds keys does to itself: no core dumps, no swap, as many open files as it may have. And whether
+//! another one lives.
 
 use rustix::mm::MlockAllFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
@@ -16,6 +17,13 @@ pub fn harden() {
     raise_open_files();
     // Modes are what applications ask for; their own umask was applied before.
     rustix::process::umask(rustix::fs::Mode::empty());
+}
+
+/// Whether a process was killed and has not gone yet: one of its threads may still be at something.
+pub fn is_dead(process: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // After the program's name, which may hold anything, comes the state.
+    status.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 fn raise_open_files() {

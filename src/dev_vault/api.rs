@@ -5,10 +5,10 @@ use super::documents::{BlockBody, CreateBody, UpdateBody, bundle, decode_base64,
 use super::key::{Key, Limits, Use, now};
 use super::keyring::{Keyring, NewVersion};
 use super::listing::{Page, Query};
+use super::material::{Algorithm, Kind};
 use super::names::KeyName;
 use super::refusal::Refusal;
 use super::reply::Reply;
-use super::rsa::{Modulus, Padding};
 use data_encoding::BASE64URL_NOPAD;
 use hyper::StatusCode;
 use serde::de::DeserializeOwned;
@@ -59,21 +59,15 @@ impl Api<'_> {
     }
 
     fn create(&self, name: &KeyName, body: &CreateBody) -> Result<Value, Refusal> {
-        let hsm = match body.kty.as_str() {
-            "RSA" => false,
-            "RSA-HSM" => true,
-            other => return Err(Refusal::bad_parameter(format!("kmsfs dev-vault makes RSA keys, not {other:?}."))),
-        };
-        let modulus = Modulus::with_bits(body.key_size.unwrap_or(2048))
-            .ok_or_else(|| Refusal::bad_parameter("The property \"key_size\" has to be 2048, 3072 or 4096."))?;
+        let kind = Kind::named(&body.kty, body.key_size)?;
         if !matches!(body.public_exponent, None | Some(0 | 65537)) {
             return Err(Refusal::bad_parameter("kmsfs dev-vault makes keys with the public exponent 65537."));
         }
         self.keyring.may_create(name)?;
-        let mut limits = Limits::default();
+        let mut limits = Limits { operations: kind.operations(), ..Limits::default() };
         body.attributes.apply(body.key_ops.as_ref(), &mut limits);
         let tags = body.tags.clone().unwrap_or_default();
-        let version = NewVersion { modulus, hsm, limits, tags }.generate()?;
+        let version = NewVersion { kind, limits, tags }.generate()?;
         self.newest(&*self.keyring.add_version(name, version)?)
     }
 
@@ -95,13 +89,13 @@ impl Api<'_> {
     fn apply(&self, operation: Use, name: &KeyName, version: Option<&str>, body: &BlockBody) -> Result<Value, Refusal> {
         let key = self.keyring.get(name)?;
         let version = key.version(version)?;
-        let padding = Padding::named(&body.alg).ok_or_else(|| {
+        let algorithm = Algorithm::named(&body.alg).ok_or_else(|| {
             Refusal::bad_parameter(format!(
-                "The algorithm {:?} is not supported: kmsfs dev-vault takes RSA-OAEP-256 and RSA-OAEP.",
+                "The algorithm {:?} is not supported: kmsfs dev-vault takes RSA-OAEP-256, RSA-OAEP and A256KW.",
                 body.alg
             ))
         })?;
-        let block = version.apply(operation, padding, &decode_base64(&body.value)?, now())?;
+        let block = version.apply(operation, algorithm, &decode_base64(&body.value)?, now())?;
         Ok(json!({ "kid": key_id(self.vault_url, &key, version), "value": BASE64URL_NOPAD.encode(&block) }))
     }
 

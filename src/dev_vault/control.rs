@@ -7,15 +7,16 @@ use super::documents::{bundle, key_id};
 use super::faults::Rule;
 use super::key::{Key, Limits, Seconds};
 use super::keyring::NewVersion;
+use super::material::Kind;
 use super::names::KeyName;
 use super::refusal::Refusal;
-use super::rsa::Modulus;
 use super::state::StateDir;
 use super::vault::Vault;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -35,8 +36,10 @@ pub enum Command {
     CreateKey {
         /// Its name.
         name: KeyName,
-        /// 2048, 3072 or 4096.
-        bits: u64,
+        /// `RSA`, `RSA-HSM` or `oct-HSM`.
+        kty: String,
+        /// Without it, the usual one.
+        bits: Option<u64>,
         /// `key_ops`; without them, all.
         operations: Option<Vec<String>>,
     },
@@ -129,15 +132,12 @@ impl Vault {
         let key = match command {
             Command::Status => return Ok(self.status()),
             Command::Stop => return Ok(Value::Null),
-            Command::CreateKey { name, bits, operations } => {
-                let modulus = Modulus::with_bits(bits)
-                    .ok_or_else(|| Refusal::bad_parameter("the size has to be 2048, 3072 or 4096"))?;
+            Command::CreateKey { name, kty, bits, operations } => {
+                let kind = Kind::named(&kty, bits)?;
                 keyring.may_create(&name)?;
-                let mut limits = Limits::default();
-                if let Some(operations) = operations {
-                    limits.operations = operations;
-                }
-                let version = NewVersion { modulus, limits, ..NewVersion::default() }.generate()?;
+                let operations = operations.unwrap_or_else(|| kind.operations());
+                let limits = Limits { operations, ..Limits::default() };
+                let version = NewVersion { kind, limits, tags: BTreeMap::new() }.generate()?;
                 keyring.add_version(&name, version)?
             }
             Command::RotateKey { name } => keyring.rotate(&name)?,

@@ -1,6 +1,7 @@
 //! The JSON documents of the keys API, from the vault's own types.
 
 use super::key::{Key, KeyVersion, Limits, RECOVERABLE_DAYS, Seconds};
+use super::material::Material;
 use super::refusal::Refusal;
 use data_encoding::{BASE64URL_NOPAD, Specification};
 use serde::Deserialize;
@@ -12,18 +13,21 @@ pub fn key_id(vault_url: &str, key: &Key, version: &KeyVersion) -> String {
     format!("{vault_url}/keys/{}/{}", key.name, version.id)
 }
 
-/// A key bundle: the public half of one version with its attributes.
+/// A key bundle: what may be known of one version, with its attributes.
 pub fn bundle(vault_url: &str, key: &Key, version: &KeyVersion) -> Value {
     let mut document = json!({
         "key": {
             "kid": key_id(vault_url, key, version),
             "kty": version.kty,
             "key_ops": version.limits.operations,
-            "n": BASE64URL_NOPAD.encode(version.rsa.modulus()),
-            "e": BASE64URL_NOPAD.encode(version.rsa.exponent()),
         },
         "attributes": attributes(version),
     });
+    // Of an AES key nothing is told but that it is there.
+    if let Material::Rsa(rsa) = &version.material {
+        document["key"]["n"] = json!(BASE64URL_NOPAD.encode(rsa.modulus()));
+        document["key"]["e"] = json!(BASE64URL_NOPAD.encode(rsa.exponent()));
+    }
     if !version.tags.is_empty() {
         document["tags"] = json!(version.tags);
     }
@@ -52,9 +56,9 @@ pub fn rotation_policy(vault_url: &str, key: &Key) -> Value {
 /// The body of `create`.
 #[derive(Debug, Deserialize)]
 pub struct CreateBody {
-    /// `RSA` or `RSA-HSM`.
+    /// `RSA`, `RSA-HSM` or `oct-HSM`.
     pub kty: String,
-    /// 2048, 3072 or 4096.
+    /// 2048, 3072 or 4096; 256 for `oct-HSM`.
     pub key_size: Option<u64>,
     /// 65537.
     pub public_exponent: Option<u64>,

@@ -1,13 +1,12 @@
 //! One key with its versions, and what a version may be used for at a given time.
 
+use super::material::{Algorithm, Material};
 use super::names::{KeyName, new_version};
 use super::refusal::Refusal;
-use super::rsa::{Padding, RsaKey, stored};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use zeroize::Zeroizing;
 
@@ -52,7 +51,7 @@ pub struct Deletion {
 pub struct KeyVersion {
     /// 32 hexadecimal digits.
     pub id: String,
-    /// `RSA`, or `RSA-HSM` where the client asked for that.
+    /// `RSA`, `RSA-HSM` or `oct-HSM`.
     pub kty: String,
     /// When it was made.
     pub created: Seconds,
@@ -64,8 +63,8 @@ pub struct KeyVersion {
     /// The client's own labels.
     pub tags: BTreeMap<String, String>,
     /// The key itself.
-    #[serde(with = "stored")]
-    pub rsa: Arc<RsaKey>,
+    #[serde(flatten)]
+    pub material: Material,
 }
 
 /// What a version is limited to.
@@ -146,13 +145,13 @@ impl Key {
 }
 
 impl KeyVersion {
-    /// A new version of this key pair.
+    /// A new version with this key.
     ///
     /// # Errors
     /// Where the operating system has no random bytes.
-    pub fn new(rsa: Arc<RsaKey>, kty: &str, limits: Limits, tags: BTreeMap<String, String>) -> io::Result<Self> {
+    pub fn new(material: Material, kty: &str, limits: Limits, tags: BTreeMap<String, String>) -> io::Result<Self> {
         let created = now();
-        Ok(Self { id: new_version()?, kty: kty.to_owned(), created, updated: created, limits, tags, rsa })
+        Ok(Self { id: new_version()?, kty: kty.to_owned(), created, updated: created, limits, tags, material })
     }
 
     /// Runs one operation on one block, if the version allows it at this time.
@@ -162,17 +161,12 @@ impl KeyVersion {
     pub fn apply(
         &self,
         operation: Use,
-        padding: Padding,
+        algorithm: Algorithm,
         block: &[u8],
         now: Seconds,
     ) -> Result<Zeroizing<Vec<u8>>, Refusal> {
         self.limits.permit(operation, now)?;
-        let done = if operation.protects() {
-            self.rsa.encrypt(padding, block).map(Zeroizing::new)
-        } else {
-            self.rsa.decrypt(padding, block)
-        };
-        done.map_err(|_| Refusal::bad_parameter("The parameter is incorrect.\r\n"))
+        self.material.apply(operation, algorithm, block)
     }
 }
 

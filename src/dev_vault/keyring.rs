@@ -4,9 +4,9 @@
 //! on disk, and a failed write changes nothing.
 
 use super::key::{Deletion, Key, KeyVersion, Limits, RECOVERABLE_DAYS, now};
+use super::material::Kind;
 use super::names::KeyName;
 use super::refusal::Refusal;
-use super::rsa::{Modulus, RsaKey};
 use super::state::{KEYS, StateDir};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
@@ -21,12 +21,10 @@ pub struct Keyring {
 }
 
 /// What a new version is to be.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct NewVersion {
-    /// Its size.
-    pub modulus: Modulus,
-    /// Whether the client asked for `RSA-HSM`. The name is kept; the key is a software key all the same.
-    pub hsm: bool,
+    /// Which kind of key.
+    pub kind: Kind,
     /// What it may do.
     pub limits: Limits,
     /// The client's own labels.
@@ -34,15 +32,12 @@ pub struct NewVersion {
 }
 
 impl NewVersion {
-    /// Makes the key pair. Takes up to seconds: never on a thread that serves requests.
+    /// Makes the key. Takes up to seconds: never on a thread that serves requests.
     ///
     /// # Errors
     /// 500 where no key can be made.
     pub fn generate(self) -> Result<KeyVersion, Refusal> {
-        let rsa =
-            RsaKey::generate(self.modulus).map_err(|_| Refusal::broken(hyper::StatusCode::INTERNAL_SERVER_ERROR))?;
-        let kty = if self.hsm { "RSA-HSM" } else { "RSA" };
-        Ok(KeyVersion::new(Arc::new(rsa), kty, self.limits, self.tags)?)
+        Ok(KeyVersion::new(self.kind.generate()?, self.kind.kty(), self.limits, self.tags)?)
     }
 }
 
@@ -122,11 +117,10 @@ impl Keyring {
     pub fn rotate(&self, name: &KeyName) -> Result<Arc<Key>, Refusal> {
         let key = self.get(name)?;
         let newest = key.version(None)?;
-        let modulus = Modulus::with_bits(newest.rsa.modulus().len() as u64 * 8).unwrap_or_default();
         // Neither the end of the old version nor its being disabled is inherited: a rotation gives a key that works.
         let limits = Limits { operations: newest.limits.operations.clone(), ..Limits::default() };
-        let hsm = newest.kty == "RSA-HSM";
-        let version = NewVersion { modulus, hsm, limits, tags: newest.tags.clone() }.generate()?;
+        let kind = newest.material.kind(&newest.kty);
+        let version = NewVersion { kind, limits, tags: newest.tags.clone() }.generate()?;
         self.add_version(name, version)
     }
 

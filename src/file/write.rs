@@ -6,7 +6,7 @@
 //! 3. the tag entries and the length change in memory (a crash: the committed ones count).
 
 use super::state::{Mode, State};
-use super::{Error, File, Keys};
+use super::{Error, File, Keys, SECTOR};
 use crate::crypto::cipher::NonceAndTag;
 use crate::format::geometry::MAX_PLAIN_LEN;
 use crate::units::{ChunkIndex, PlainOffset, StoredOffset};
@@ -208,12 +208,12 @@ impl File {
     }
 
     /// A chunk that exists is going to be overwritten by a longer version: that must not fail half-way for want of
-    /// space, so the pages that it does not have yet are filled with zeros first.
+    /// space, so the blocks that it does not have yet, which may be as small as a sector, are filled with zeros first.
     fn reserve_rest(&self, state: &State, chunk: ChunkIndex, from: u64, to: u64) -> Result<(), Error> {
-        let page = crate::format::PAGE as u64;
+        let block = SECTOR as u64;
         let at = self.context.geometry.stored_chunk(chunk).0;
         let cut = [state.cut, state.cut_in_flight].into_iter().flatten().any(|cut| at + from >= cut.stored.0);
-        if to.div_ceil(page) > from.div_ceil(page) && self.entry(state, chunk).is_some() && !cut {
+        if to.div_ceil(block) > from.div_ceil(block) && self.entry(state, chunk).is_some() && !cut {
             self.store.write_at(&vec![0; (to - from) as usize], StoredOffset(at + from))?;
         }
         Ok(())

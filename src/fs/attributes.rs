@@ -99,7 +99,7 @@ impl Fs {
 
     /// Notes that the kernel is told of an entry.
     pub(super) fn found(&self, directory: &dyn StoreDir, parent: u64, entry: &[u8], stat: Stat) -> Result<Entry> {
-        let len = self.shown_len(directory, entry, &stat);
+        let len = self.shown_len(directory, entry, &stat)?;
         let open = if stat.kind == Kind::File { self.open_file(stat.ino) } else { None };
         let stat = open.map_or(stat, |file| as_known(stat, &file));
         let generation = self.nodes.remember(&stat, Place { parent, entry: entry.into() });
@@ -149,7 +149,7 @@ impl Fs {
             if stat.ino != ino {
                 return Err(Error::Stale);
             }
-            Ok(Entry { stat, len: self.shown_len(directory, entry, &stat), generation: 0 })
+            Ok(Entry { stat, len: self.shown_len(directory, entry, &stat)?, generation: 0 })
         })
     }
 
@@ -163,20 +163,20 @@ impl Fs {
     }
 
     /// The length that is shown of what has these attributes.
-    fn shown_len(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> PlainOffset {
+    fn shown_len(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> Result<PlainOffset> {
         match stat.kind {
             Kind::File => {
                 if let Some(file) = self.open_file(stat.ino) {
-                    return file.len();
+                    return Ok(file.len());
                 }
                 if !self.context.journal.crashed().is_empty() {
                     // What was appended when the machine went down may not have been committed: the header counts.
-                    return self.len_in_header(directory, entry).unwrap_or_default();
+                    return Ok(self.len_in_header(directory, entry).unwrap_or_default());
                 }
-                self.context.geometry.plain_len(stat.len).unwrap_or_default()
+                Ok(self.context.geometry.plain_len(stat.len).unwrap_or_default())
             }
             Kind::Symlink => self.shown_symlink_len(directory, entry, stat),
-            _ => PlainOffset(stat.len.0),
+            _ => Ok(PlainOffset(stat.len.0)),
         }
     }
 
@@ -188,14 +188,15 @@ impl Fs {
         }
     }
 
-    fn shown_symlink_len(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> PlainOffset {
-        match self.long_target(directory, entry, stat) {
-            Some(name) => {
-                let sealed = self.volume.links().and_then(|links| links.stat(&name)).map_or(0, |side| side.len.0);
-                PlainOffset(sealed.saturating_sub(VALUE_OVERHEAD as u64))
-            }
-            None => symlink_len(stat.len.0),
-        }
+    fn shown_symlink_len(&self, directory: &dyn StoreDir, entry: &[u8], stat: &Stat) -> Result<PlainOffset> {
+        let Some(name) = self.long_target(directory, entry, stat) else { return Ok(symlink_len(stat.len.0)) };
+        let sealed = match self.volume.links().and_then(|links| links.stat(&name)) {
+            Ok(side) => side.len.0,
+            // What belongs to it is gone: it can be shown and removed.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(PlainOffset(sealed.saturating_sub(VALUE_OVERHEAD as u64)))
     }
 
     /// What gives access to the inode itself: the open file if there is one, as it may have lost its name.
@@ -229,6 +230,8 @@ impl Fs {
                 self.modified(&file)?;
             }
         }
+        // Whoever opens it meanwhile would remember the time that it had.
+        let _alone = changes.mtime.map(|_| self.opening[ino as usize % OPENING].lock());
         let mut mtime = changes.mtime.unwrap_or(SetTime::Keep);
         let open = if changes.mtime.is_some() { self.open_file(ino) } else { None };
         if let (SetTime::At(moment), Some(file)) = (mtime, &open)

@@ -250,8 +250,13 @@ impl Fs {
         let keys = self.enter()?;
         let _paths = self.namespace.read();
         let place = self.nodes.place(ino)?;
-        let target = self.nodes.directory(place.parent)?.read_symlink(&place.entry)?;
+        let directory = self.nodes.directory(place.parent)?;
+        let target = directory.read_symlink(&place.entry)?;
         self.open_target(&keys, &target)?.ok_or_else(|| {
+            // A long target goes right after its link: somebody may have removed both since the link was read.
+            if !directory.read_symlink(&place.entry).is_ok_and(|now| now == target) {
+                return Error::Stale;
+            }
             self.found_damage(|| format!("symbolic link {ino} does not authenticate"));
             Error::Damaged
         })

@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// The number by which the kernel calls the root directory.
 pub const ROOT: u64 = 1;
 /// How many inodes the kernel may know for long. One takes about 150 bytes.
-pub const MOST: usize = 400_000;
+pub const MOST: usize = 300_000;
 /// How many directories are kept open.
 const OPEN_DIRECTORIES: usize = 256;
 
@@ -108,6 +108,10 @@ impl Nodes {
         }
         node.kind = Some(stat.kind);
         node.lookups += 1;
+        if let Some(more) = &mut node.more {
+            // It has another name, which nobody had asked for when it lost one.
+            more.rest = None;
+        }
         if stat.kind == Kind::Directory || stat.nlink <= 1 {
             if node.place.as_ref() != Some(&place) {
                 node.place = Some(place);
@@ -181,9 +185,19 @@ impl Nodes {
         self.table.lock().contains_key(&ino)
     }
 
-    /// A place of an inode.
+    /// A place of an inode. Of several, one whose directory can be reached: the kernel may have forgotten a directory, and
+    /// know what is in it by a name in another one.
     pub fn place(&self, ino: u64) -> Result<Place> {
-        self.table.lock().get(&ino).and_then(|node| node.place.clone()).ok_or(Error::Stale)
+        let places: Vec<Place> = {
+            let table = self.table.lock();
+            let node = table.get(&ino).ok_or(Error::Stale)?;
+            if let (Some(only), None) = (&node.place, &node.more) {
+                return Ok(only.clone());
+            }
+            node.places().cloned().collect()
+        };
+        let mut reachable = places.iter().filter(|place| places.len() == 1 || self.directory(place.parent).is_ok());
+        reachable.next().or(places.first()).cloned().ok_or(Error::Stale)
     }
 
     /// Lets `act` use a place of an inode. If that place is there no more, its path has to be looked up again.
@@ -345,7 +359,7 @@ mod tests {
         nodes.removed(7, &c, false, None);
         assert_eq!(nodes.place(7).unwrap(), a);
         nodes.remember(&stat(&store, 7, 1), b.clone());
-        assert_eq!(nodes.all().into_iter().find(|(ino, _)| *ino == 7).unwrap().1, [b.clone()]);
+        assert_eq!(nodes.all().into_iter().find(|(ino, _)| *ino == 7).unwrap().1, std::slice::from_ref(&b));
         store.root().create_file(b"b", 0o600).unwrap();
         nodes.removed(7, &b, true, store.root().entry(b"b").ok());
         assert!(nodes.place(7).is_err() && nodes.rest(7).is_some());

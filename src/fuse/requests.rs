@@ -198,12 +198,10 @@ impl fuser::Filesystem for Kernel {
         let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
         let open_flags = self.open_flags();
         let caller = Caller::of(request);
-        let act = move |fs: &Fs| {
-            if truncate {
-                fs.drop_privileges(ino.0, |group| caller.keeps(group))?;
-            }
-            fs.open(ino.0, writes, truncate)
-        };
+        if truncate && let Err(error) = self.drop_privileges(ino.0, |group| caller.keeps(group)) {
+            return reply.error(self.number(&error));
+        }
+        let act = move |fs: &Fs| fs.open(ino.0, writes, truncate);
         self.finish(act(&self.fs), act, move |result| match result {
             Ok(handle) => reply.opened(FileHandle(handle), open_flags),
             Err(number) => reply.error(number),

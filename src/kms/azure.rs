@@ -1,32 +1,34 @@
 //! Azure Key Vault and Managed HSM. Wraps here, with the public half of an RSA key that is fetched once, so that
-//! files can be created while the vault throttles; unwraps there. Depends on the seam and Microsoft's SDK, which
-//! stays on one thread of its own (`worker`). `client` builds it, `key` reads what the vault says about a key,
+//! files can be created while the vault throttles; an AES key of a Managed HSM wraps there. Unwraps there. Depends on the seam and Microsoft's SDK, which
+//! stays on one thread of its own. `client` builds it, `desk` asks, `key` reads what the vault says about a key,
 //! `errors` sorts what it refuses.
 //! Invariant: a secret is unwrapped by exactly the key version that wrapped it, at the vault that was configured.
 
 mod client;
+mod desk;
 mod errors;
 mod key;
-mod worker;
 
+use super::worker::Worker;
 use super::{
     AzureKek, ConnectOptions, Facts, KekId, KeyState, Kms, KmsError, KmsErrorKind, Unwrapped, WrapAlgorithm, Wrapped,
 };
 use crate::crypto::Secret32;
 use crate::units::VolumeId;
-use key::{PublicHalf, VaultKey};
+use azure_security_keyvault_keys::models::EncryptionAlgorithm;
+use desk::{Answer, Desk, Question};
+use key::{VaultKey, Way, Wrapper};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use worker::{Answer, Question, Worker};
+use zeroize::Zeroizing;
 
 /// One key of one vault.
 pub struct AzureKms {
     kek: AzureKek,
-    worker: Worker,
-    deadline: Duration,
+    worker: Worker<Desk>,
     /// The version to wrap with. Held during the call that fetches it: who wraps meanwhile needs it too.
-    public: Mutex<Option<Arc<PublicHalf>>>,
+    wrapper: Mutex<Option<Arc<Wrapper>>>,
 }
 
 impl AzureKms {
@@ -36,8 +38,8 @@ impl AzureKms {
     /// [`KmsErrorKind::Misconfigured`] for a CA file that cannot be used, [`KmsErrorKind::Credentials`] when there
     /// is no identity to show.
     pub fn new(kek: AzureKek, options: &ConnectOptions) -> Result<Self, KmsError> {
-        let worker = Worker::start(kek.clone(), options)?;
-        Ok(Self { kek, worker, deadline: options.deadline, public: Mutex::new(None) })
+        let worker = Worker::start("azure", Desk::new(kek.clone(), options)?, options.deadline)?;
+        Ok(Self { kek, worker, wrapper: Mutex::new(None) })
     }
 
     /// What the vault says about the version to wrap with.
@@ -48,13 +50,13 @@ impl AzureKms {
     fn ask_for(&self, version: Option<String>) -> Result<VaultKey, KmsError> {
         match self.worker.ask(version.map_or(Question::Key, Question::Version))? {
             Answer::Key(key) => Ok(key),
-            _ => Err(errors::not_key_vault("it answered another question")),
+            _ => Err(other_question()),
         }
     }
 
-    fn fetch(&self) -> Result<Arc<PublicHalf>, KmsError> {
+    fn fetch(&self) -> Result<Arc<Wrapper>, KmsError> {
         let key = self.ask()?;
-        Ok(Arc::new(key.public_half(&self.kek, SystemTime::now())?))
+        Ok(Arc::new(key.wrapper(&self.kek, SystemTime::now())?))
     }
 
     /// What the vault says of a version. Only its own words count: whatever else answers, or refuses to, shows nothing.
@@ -91,13 +93,17 @@ impl AzureKms {
         }
     }
 
-    /// The version of ours that wrapped this.
-    fn version(&self, wrapped: &Wrapped) -> Result<String, KmsError> {
-        if wrapped.algorithm != WrapAlgorithm::RsaOaep256 {
-            let message = format!("the secret was wrapped by {}, and not with RSA-OAEP-256", wrapped.kek);
-            return Err(KmsError::new(KmsErrorKind::Damaged, message).hint("name the KEK that wrapped it"));
-        }
-        self.version_of(&wrapped.kek)
+    /// The version of ours that wrapped this, and how.
+    fn recorded(&self, wrapped: &Wrapped) -> Result<(String, EncryptionAlgorithm), KmsError> {
+        let algorithm = match wrapped.algorithm {
+            WrapAlgorithm::RsaOaep256 => EncryptionAlgorithm::RsaOaep256,
+            WrapAlgorithm::Aes256Kw => EncryptionAlgorithm::A256Kw,
+            _ => {
+                let message = format!("the secret was wrapped by {}, and with no algorithm of Key Vault", wrapped.kek);
+                return Err(KmsError::new(KmsErrorKind::Damaged, message).hint("name the KEK that wrapped it"));
+            }
+        };
+        Ok((self.version_of(&wrapped.kek)?, algorithm))
     }
 
     /// The version that this id names, if it is of our key.
@@ -115,31 +121,44 @@ impl AzureKms {
     }
 }
 
+fn other_question() -> KmsError {
+    errors::not_key_vault("it answered another question")
+}
+
 impl Kms for AzureKms {
     fn wrap(&self, secret: &Secret32, _volume: VolumeId) -> Result<Wrapped, KmsError> {
-        let public = {
-            let mut public = self.public.lock();
-            match &*public {
-                Some(public) => Arc::clone(public),
-                None => Arc::clone(public.insert(self.fetch()?)),
+        let wrapper = {
+            let mut wrapper = self.wrapper.lock();
+            match &*wrapper {
+                Some(wrapper) => Arc::clone(wrapper),
+                None => Arc::clone(wrapper.insert(self.fetch()?)),
             }
         };
-        let blob = public.wrap(secret)?;
-        Ok(Wrapped { kek: public.id.clone(), algorithm: WrapAlgorithm::RsaOaep256, blob })
+        let (algorithm, blob) = match &wrapper.way {
+            Way::Here(public) => (WrapAlgorithm::RsaOaep256, public.wrap(secret)?),
+            Way::There(version) => {
+                let secret = Zeroizing::new(secret.expose().to_vec());
+                match self.worker.ask(Question::Wrap { version: version.clone(), secret })? {
+                    Answer::Wrapped(blob) => (WrapAlgorithm::Aes256Kw, blob),
+                    _ => return Err(other_question()),
+                }
+            }
+        };
+        Ok(Wrapped { kek: wrapper.id.clone(), algorithm, blob })
     }
 
     fn unwrap(&self, wrapped: &Wrapped, _volume: VolumeId) -> Result<Unwrapped, KmsError> {
-        let version = self.version(wrapped)?;
-        match self.worker.ask(Question::Unwrap { version, blob: wrapped.blob.clone() })? {
+        let (version, algorithm) = self.recorded(wrapped)?;
+        match self.worker.ask(Question::Unwrap { version, algorithm, blob: wrapped.blob.clone() })? {
             Answer::Secret(unwrapped) => Ok(unwrapped),
-            _ => Err(errors::not_key_vault("it answered another question")),
+            _ => Err(other_question()),
         }
     }
 
     fn current(&self) -> Result<KekId, KmsError> {
         let fetched = self.fetch()?;
         let id = fetched.id.clone();
-        *self.public.lock() = Some(fetched);
+        *self.wrapper.lock() = Some(fetched);
         Ok(id)
     }
 
@@ -182,7 +201,7 @@ impl Kms for AzureKms {
     }
 
     fn deadline(&self) -> Duration {
-        self.deadline
+        self.worker.deadline()
     }
 }
 
@@ -212,10 +231,8 @@ mod tests {
     fn kms() -> AzureKms {
         let options = ConnectOptions {
             credentials: Credentials::DeveloperTools,
-            ca_file: None,
             deadline: Duration::from_secs(5),
-            mount: None,
-            credentials_directory: None,
+            ..ConnectOptions::from_variables(|_| None)
         };
         AzureKms::new(AzureKek::parse("https://v.localhost:1/keys/k").unwrap(), &options).unwrap()
     }

@@ -1,8 +1,14 @@
 //! From the reference that a user writes to a provider that can be asked. Depends on the providers.
 //! Invariant: nothing in here talks to a network; what can be seen to be wrong without one is said at once.
 
+mod transit;
+
+pub use transit::{SecretId, TransitLogin, TransitOptions};
+
+#[cfg(not(all(feature = "azure", feature = "transit")))]
+use super::KmsErrorKind;
 use super::kek::has_to_be_given;
-use super::{AzureKms, KekRef, Kms, KmsError, LocalKms};
+use super::{KekRef, Kms, KmsError, LocalKms};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,8 +22,10 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// How to reach a KMS.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
-    /// Who to be, at a KMS that asks.
+    /// Who to be at Azure.
     pub credentials: Credentials,
+    /// The same for Vault and OpenBao.
+    pub transit: TransitOptions,
     /// PEM certificates to trust besides the system's.
     pub ca_file: Option<PathBuf>,
     /// The longest that one call may take, its retries included.
@@ -128,13 +136,14 @@ impl Credentials {
 }
 
 impl ConnectOptions {
-    /// The options that these variables describe: those of [`Credentials::choose`], `KMSFS_CA_FILE`, and
-    /// `CREDENTIALS_DIRECTORY` as systemd sets it.
+    /// The options that these variables describe: those of [`Credentials::choose`] and of each provider,
+    /// `KMSFS_CA_FILE`, and `CREDENTIALS_DIRECTORY` as systemd sets it.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let path = |name| variable(name).filter(|path| !path.is_empty()).map(PathBuf::from);
         let (ca_file, credentials_directory) = (path("KMSFS_CA_FILE"), path("CREDENTIALS_DIRECTORY"));
+        let transit = TransitOptions::from_variables(&variable);
         let credentials = Credentials::choose(variable);
-        Self { credentials, ca_file, deadline: DEADLINE, mount: None, credentials_directory }
+        Self { credentials, transit, ca_file, deadline: DEADLINE, mount: None, credentials_directory }
     }
 }
 
@@ -152,7 +161,16 @@ pub fn connect(reference: &str, options: &ConnectOptions) -> Result<Arc<dyn Kms>
             Ok(Arc::new(LocalKms::credential(&name, options.credentials_directory.as_deref())?))
         }
         KekRef::Raw => Err(has_to_be_given()),
-        KekRef::Azure(kek) => Ok(Arc::new(AzureKms::new(kek, options)?)),
+        #[cfg(feature = "azure")]
+        KekRef::Azure(kek) => Ok(Arc::new(super::AzureKms::new(kek, options)?)),
+        #[cfg(feature = "transit")]
+        KekRef::Transit(kek) => Ok(Arc::new(super::TransitKms::new(kek, options)?)),
+        #[cfg(not(all(feature = "azure", feature = "transit")))]
+        other => {
+            let message = format!("this kmsfs was built without the KMS of {other}");
+            Err(KmsError::new(KmsErrorKind::Misconfigured, message)
+                .hint("install it with all features, which is what happens without --no-default-features"))
+        }
     }
 }
 

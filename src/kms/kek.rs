@@ -2,9 +2,14 @@
 //! Invariant: a [`KekRef`] is complete: it has a scheme, a place and a key, and a wrong form is refused with
 //! the right one in the hint.
 
+mod transit;
+
+pub use transit::TransitKek;
+
 use super::local::looks_like_a_key;
 use super::{KmsError, KmsErrorKind};
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use url::Url;
@@ -21,6 +26,8 @@ const RAW: &str = "raw:";
 pub enum KekRef {
     /// A key in an Azure Key Vault or Managed HSM.
     Azure(AzureKek),
+    /// A key in the Transit engine of a Vault or OpenBao server.
+    Transit(TransitKek),
     /// A raw key in a file; the path is absolute.
     File(PathBuf),
     /// A raw key that a command prints.
@@ -142,12 +149,22 @@ impl FromStr for KekRef {
         if text == RAW {
             return Ok(Self::Raw);
         }
+        if TransitKek::claims(text) {
+            return TransitKek::parse(text).map(Self::Transit);
+        }
+        if let Some(meant) = transit_without_scheme(text) {
+            let error = misconfigured(format!("'{text}' is the path of a key in Vault or OpenBao, not in Key Vault"));
+            return Err(error.hint(format!("write {meant}")));
+        }
         if text.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://")) {
             return AzureKek::parse(text).map(Self::Azure);
         }
         if let Some(rest) = text.strip_prefix("http://") {
             let error = misconfigured(format!("'{text}' would send tokens and keys in clear"));
             return Err(error.hint(format!("write https://{rest}")));
+        }
+        if ["transit", "vault:", "openbao:", "bao:"].iter().any(|start| text.starts_with(start)) {
+            return Err(misconfigured(format!("'{text}' does not say at which server")).hint(transit::FORM));
         }
         if let Some(provider) = other_cloud(text) {
             let error = misconfigured(format!("'{text}' names a key of {provider}, which is not supported yet"));
@@ -180,6 +197,7 @@ impl fmt::Display for KekRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Azure(kek) => kek.fmt(f),
+            Self::Transit(kek) => kek.fmt(f),
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Command(line) => write!(f, "cmd:{line}"),
             Self::Descriptor(number) => write!(f, "fd:{number}"),
@@ -199,9 +217,21 @@ fn file(path: &str) -> Result<KekRef, KmsError> {
     if path.is_empty() {
         return Err(misconfigured("'file:' names no file").hint(FILE_FORM));
     }
+    // Two slashes at the beginning would stay, and be read as the name of a host when the volume is opened.
+    let path = if path.starts_with('/') { &path[path.len() - path.trim_start_matches('/').len() - 1..] } else { path };
     let absolute = std::path::absolute(path)
         .map_err(|error| misconfigured(format!("'file:{path}' cannot be made absolute: {error}")).hint(FILE_FORM))?;
     Ok(KekRef::File(absolute))
+}
+
+/// The reference that a Transit key's plain URL, as `curl` would be given it, is meant to be.
+fn transit_without_scheme(text: &str) -> Option<String> {
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "https" | "http"))?;
+    let (mount, name) = url.path().rsplit_once("/keys/")?;
+    let mount = mount.strip_prefix("/v1").filter(|rest| rest.starts_with('/')).unwrap_or(mount);
+    let meant = format!("transit+{}{mount}/keys/{name}", url.origin().ascii_serialization());
+    // A Key Vault key has nothing before `/keys/`.
+    TransitKek::parse(&meant).ok().map(|_| meant)
 }
 
 /// `credential:NAME`, where NAME is that of a file in the directory of the service's credentials, and leads nowhere else.
@@ -224,15 +254,20 @@ pub(super) fn has_to_be_given() -> KmsError {
 }
 
 fn other_cloud(text: &str) -> Option<&'static str> {
-    const FORMS: [(&str, &str); 6] = [
-        ("arn:", "AWS KMS"),
-        ("alias/", "AWS KMS"),
-        ("projects/", "Google Cloud KMS"),
-        ("vault:", "Vault Transit"),
-        ("transit/", "Vault Transit"),
-        ("pkcs11:", "a PKCS#11 token"),
-    ];
+    const FORMS: [(&str, &str); 4] =
+        [("arn:", "AWS KMS"), ("alias/", "AWS KMS"), ("projects/", "Google Cloud KMS"), ("pkcs11:", "a PKCS#11 token")];
     FORMS.iter().find(|(prefix, _)| text.starts_with(prefix)).map(|(_, provider)| *provider)
+}
+
+/// Whether a host is this machine, by its name or address.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    is_loopback_name(host) || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// Whether a name is always this machine's (RFC 6761, section 6.3).
+pub(super) fn is_loopback_name(host: &str) -> bool {
+    host == "localhost" || host.ends_with(".localhost")
 }
 
 fn misconfigured(message: impl Into<String>) -> KmsError {
@@ -323,7 +358,11 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         assert_eq!("file:k".parse(), Ok(KekRef::File(here.join("k"))));
         assert_eq!("file:/etc/k".parse(), Ok(KekRef::File("/etc/k".into())));
-        assert_eq!("file:///etc/k".parse(), Ok(KekRef::File("/etc/k".into())));
+        for text in ["file:///etc/k", "file:////etc/k", "file://///etc/k", "file:///etc//k"] {
+            let parsed: KekRef = text.parse().unwrap();
+            assert_eq!(parsed, KekRef::File("/etc/k".into()), "{text}");
+            assert_eq!(parsed.to_string(), "file:/etc/k");
+        }
     }
 
     #[test]
@@ -355,6 +394,16 @@ mod tests {
             let error = text.parse::<KekRef>().expect_err(text);
             assert_eq!(error.kind, KmsErrorKind::Misconfigured, "{text}");
             assert!(error.hint.as_ref().is_some_and(|h| h.contains(hint)), "{text}: {:?}", error.hint);
+        }
+    }
+
+    #[test]
+    fn this_machine_is_known_by_name_and_by_address() {
+        for host in ["localhost", "vault.localhost", "127.0.0.1", "127.8.8.8", "[::1]", "::1"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["localhost.example", "example", "10.0.0.1", "[::2]", "127.0.0.1.example", "0.0.0.0"] {
+            assert!(!is_loopback(host), "{host}");
         }
     }
 

@@ -100,6 +100,12 @@ impl Kms for Ring {
         self.at(&self.reference_of(&wrapped.kek))?.unwrap(wrapped, volume)
     }
 
+    /// Only what the key that wraps has wrapped itself: no service turns the wrap of another one into its own.
+    fn rewrap(&self, wrapped: &Wrapped, volume: VolumeId) -> Result<Option<Wrapped>, KmsError> {
+        let (reference, primary) = (self.reference_of(&wrapped.kek), self.keys.read().primary.clone());
+        if reference == primary { self.at(&primary)?.rewrap(wrapped, volume) } else { Ok(None) }
+    }
+
     fn current(&self) -> Result<KekId, KmsError> {
         self.primary()?.current()
     }

@@ -2,7 +2,9 @@
 //! a time, never through a symbolic link and never into another filesystem, so that nothing planted in it leads outside,
 //! and inode numbers are those of one filesystem.
 
-use super::{Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile, Timestamp};
+use super::{
+    Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile, Timestamp, Visit,
+};
 use crate::units::StoredOffset;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags, Timespec,
@@ -244,7 +246,7 @@ impl StoreDir for Dir {
         Ok(rustix::fs::unlinkat(&self.handle.fd, name, AtFlags::REMOVEDIR)?)
     }
 
-    fn each(&self, act: &mut dyn FnMut(&[u8], u64, Option<Kind>)) -> io::Result<()> {
+    fn each(&self, act: &mut Visit<'_>) -> io::Result<()> {
         // A descriptor of its own: the position in a directory belongs to the open file description.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = |quiet| Ok(rustix::fs::openat(&self.handle.fd, c".", flags | quiet, Mode::empty())?);

@@ -1,6 +1,6 @@
 //! A store whose operations fail when they are told to. For tests.
 
-use super::{Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile};
+use super::{Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile, Visit};
 use crate::units::StoredOffset;
 use parking_lot::Mutex;
 use std::any::Any;
@@ -325,7 +325,7 @@ impl StoreDir for Faulty<dyn StoreDir> {
         self.inner.remove_dir(name)
     }
 
-    fn each(&self, act: &mut dyn FnMut(&[u8], u64, Option<Kind>)) -> io::Result<()> {
+    fn each(&self, act: &mut Visit<'_>) -> io::Result<()> {
         self.faults.pass(false)?;
         self.inner.each(act)
     }

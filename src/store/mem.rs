@@ -10,7 +10,9 @@
 
 mod image;
 
-use super::{Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile, Timestamp};
+use super::{
+    Inode, Kind, RenameMode, Seek, SetTime, SetXattr, Space, Stat, Store, StoreDir, StoreFile, Timestamp, Visit,
+};
 use crate::units::StoredOffset;
 use image::{Attribute, Change, Entry, Id, Image, Node, ROOT};
 use parking_lot::Mutex;
@@ -477,7 +479,7 @@ impl StoreDir for Handle {
         }
     }
 
-    fn each(&self, act: &mut dyn FnMut(&[u8], u64, Option<Kind>)) -> io::Result<()> {
+    fn each(&self, act: &mut Visit<'_>) -> io::Result<()> {
         let mut state = self.store.0.lock();
         state.count("list");
         for (name, id) in &state.node(self.id)?.entries {

@@ -6,7 +6,7 @@ use super::inode::Node;
 use crate::fs::data::Allocate;
 use crate::fs::{Changes, Creator, Entry, Error, Fs, ROOT};
 use crate::kms::KmsErrorKind;
-use crate::store::{DirEntry, Inode, Kind, RenameMode, Seek, Stat, StoreDir, StoreFile};
+use crate::store::{DirEntry, Inode, Kind, RenameMode, Seek, Stat, StoreDir, StoreFile, Visit};
 use crate::units::{PlainOffset, StoredOffset};
 use parking_lot::RwLock;
 use std::any::Any;
@@ -227,7 +227,7 @@ impl StoreDir for Dir {
         self.tree().done(|fs| fs.remove_directory(self.node.ino, name))
     }
 
-    fn each(&self, act: &mut dyn FnMut(&[u8], u64, Option<Kind>)) -> io::Result<()> {
+    fn each(&self, act: &mut Visit<'_>) -> io::Result<()> {
         self.list()?.iter().for_each(|entry| act(&entry.name, entry.ino, entry.kind));
         Ok(())
     }

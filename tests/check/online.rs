@@ -4,7 +4,7 @@ use super::{C, make_file, make_volume, me, mount, with_keys};
 use kmsfs::check::{Deep, Findings, Order, Progress};
 use kmsfs::fs::examine::Named;
 use kmsfs::fs::{Fs, ROOT};
-use kmsfs::store::{DirEntry, Inode, Kind, RenameMode, Stat, StoreDir, StoreFile};
+use kmsfs::store::{DirEntry, Inode, Kind, RenameMode, Stat, StoreDir, StoreFile, Visit};
 use kmsfs::units::PlainOffset;
 use parking_lot::Mutex;
 use std::any::Any;
@@ -159,7 +159,7 @@ impl StoreDir for Meddled {
         self.inner.remove_dir(name)
     }
 
-    fn each(&self, act: &mut dyn FnMut(&[u8], u64, Option<Kind>)) -> io::Result<()> {
+    fn each(&self, act: &mut Visit<'_>) -> io::Result<()> {
         self.inner.each(act)
     }
 

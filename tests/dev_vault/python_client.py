@@ -7,7 +7,7 @@ import sys
 
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceNotFoundError
 from azure.identity import ClientSecretCredential
-from azure.keyvault.keys import KeyClient
+from azure.keyvault.keys import KeyClient, KeyType
 from azure.keyvault.keys.crypto import CryptographyClient, EncryptionAlgorithm, KeyWrapAlgorithm
 
 PROGRAM, STATE = sys.argv[1:]
@@ -124,6 +124,18 @@ def main():
         pass
     else:
         raise AssertionError("the key is still there after a purge")
+
+    # An AES key, as a Managed HSM has them.
+    key = keys.create_oct_key("hsm", size=256, hardware_protected=True)
+    assert (key.key_type, key.key.k, key.key.n) == (KeyType.oct_hsm, None, None), key.key
+    crypto = cryptography(key.id)
+    wrapped = crypto.wrap_key(KeyWrapAlgorithm.aes_256, b"k" * 32)
+    assert wrapped.key_id == key.id and len(wrapped.encrypted_key) == 40
+    assert crypto.unwrap_key(KeyWrapAlgorithm.aes_256, wrapped.encrypted_key).key == b"k" * 32
+    refused((400, "BadParameter", None), crypto.unwrap_key, KeyWrapAlgorithm.aes_256, b"x" * 40)
+    newer = keys.rotate_key("hsm")
+    assert newer.key_type == KeyType.oct_hsm and newer.properties.version != key.properties.version
+    refused((400, "BadParameter", None), cryptography(newer.id).unwrap_key, KeyWrapAlgorithm.aes_256, wrapped.encrypted_key)
 
     try:
         key_client(secret="wrong").get_key(NAME)

@@ -15,6 +15,8 @@ mod locking;
 mod memory;
 mod model;
 mod names;
+#[path = "../openbao/server.rs"]
+mod openbao;
 mod out_of_space;
 mod permissions;
 mod power;
@@ -30,6 +32,7 @@ mod scrub;
 mod storms;
 mod tamper;
 mod transfer;
+mod transit;
 mod unlinked;
 mod unreadable;
 mod vault;

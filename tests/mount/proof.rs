@@ -50,6 +50,20 @@ fn assert_proven((ended, report, page): &(Ended, Value, String), mount: &Mount) 
 }
 
 #[test]
+fn the_script_proves_a_revocation_by_commands_of_another_kms() {
+    let server = crate::openbao::OpenBao::start();
+    let volume = crate::harness::Volume::with_kek(&server.reference(), server.environment(&server.user()), &[]);
+    let mount = volume.mount(REVALIDATE);
+    let bao = |what: &str| {
+        let (address, program) = (server.address(), server.program());
+        format!("BAO_ADDR={address} BAO_TOKEN={} '{}' {what}", crate::openbao::ROOT, program.display())
+    };
+    let revoke = bao("delete transit/keys/disk/soft-delete");
+    let grant = bao("write -f transit/keys/disk/soft-delete-restore");
+    assert_proven(&prove(&mount, &["--restore", "--revoke-command", &revoke, "--grant-command", &grant]), &mount);
+}
+
+#[test]
 fn the_script_proves_a_revocation_of_a_key_in_a_file_and_writes_a_page() {
     let mount = crate::harness::Volume::new().mount(REVALIDATE);
     fs::write(mount.at("some <b>file"), "what was there before\n".repeat(1000)).unwrap();

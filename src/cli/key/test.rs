@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 pub const EXIT_CODES: &str = "\
 Exit codes: 0 it works; 6 refused: disabled, deleted, no role, no access policy, firewall; 7 no answer, or throttled; \
 8 no credentials; 11 it is not the volume's key; 12 it cannot work like this: expired, an operation that is not \
-permitted, not an RSA key.";
+permitted, a key of a type that cannot wrap.";
 
 /// So many unwraps are timed, after the first one.
 const TIMED: usize = 3;
@@ -33,7 +33,8 @@ const SKEW: f64 = 60.0;
 /// `key test`.
 #[derive(Args)]
 pub struct Arguments {
-    /// The KEK: https://NAME.vault.azure.net/keys/KEY[/VERSION], or file:PATH, cmd:COMMAND, fd:NUMBER, credential:NAME
+    /// The KEK: https://NAME.vault.azure.net/keys/KEY[/VERSION], transit+https://HOST/MOUNT/keys/NAME[/VERSION],
+    /// or file:PATH, cmd:COMMAND, fd:NUMBER, credential:NAME
     #[arg(value_name = "KEK", required_unless_present = "volume")]
     kek: Option<String>,
     /// Test the KEK of this volume, also with the volume's own key, and note it in the volume's audit log
@@ -304,7 +305,7 @@ fn cause(error: &KmsError) -> &'static str {
     match (error.kind, error.code.as_deref()) {
         (_, Some("KeyDisabled")) => "disabled",
         (_, Some("ForbiddenByRbac")) => "role",
-        (_, Some("AccessDenied")) => "access-policy",
+        (_, Some("AccessDenied" | "PermissionDenied")) => "access-policy",
         (_, Some("ForbiddenByFirewall")) => "firewall",
         (_, Some(THROTTLED)) => "throttled",
         (_, Some(OPERATION_FORBIDDEN)) => "wrong-operation",
@@ -312,8 +313,10 @@ fn cause(error: &KmsError) -> &'static str {
         (_, Some(KEY_NOT_YET_VALID)) => "not-yet-valid",
         (_, Some(KEY_REPLACED)) => "another-key",
         (_, Some(KEY_MALFORMED)) => "malformed-key",
+        (_, Some("TokenRevoked")) => "token-revoked",
+        (_, Some("VersionTooOld")) => "version-too-old",
         (_, Some(code)) if code.contains("Deleted") => "deleted",
-        (KmsErrorKind::Refused, Some("KeyNotFound" | "SecretNotFound")) => "missing",
+        (KmsErrorKind::Refused, Some(code)) if code.ends_with("NotFound") => "missing",
         (KmsErrorKind::Refused, _) => "refused",
         (KmsErrorKind::Unreachable, _) => "unreachable",
         (KmsErrorKind::Damaged, _) => "another-key",

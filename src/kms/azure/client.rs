@@ -2,7 +2,7 @@
 //! Invariant: no redirect is followed, nothing is retried, and a token is sent only to a host that its challenge names;
 //! the SDK verifies that, and it is not turned off here.
 
-use crate::kms::{AzureKek, ConnectOptions, Credentials, KmsError, KmsErrorKind};
+use crate::kms::{AzureKek, ConnectOptions, Credentials, KmsError, KmsErrorKind, rest};
 use async_trait::async_trait;
 use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
 use azure_core::credentials::{Secret, TokenCredential};
@@ -15,14 +15,8 @@ use azure_identity::{
     WorkloadIdentityCredentialOptions,
 };
 use azure_security_keyvault_keys::{KeyClient, KeyClientOptions};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 use url::Url;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Idle connections are closed before the load balancers between here and there forget them.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What is needed to build a client, and to build it anew when its token is no longer accepted.
 pub(super) struct Maker {
@@ -40,7 +34,7 @@ impl Maker {
         }
         let credentials = options.credentials.clone();
         let transport = Transport::new(Arc::new(http_client(&kek, options)?) as Arc<dyn HttpClient>);
-        let label = Arc::new(Label::new(options.mount.as_deref()));
+        let label = Arc::new(Label(rest::label(options.mount.as_deref())));
         Ok(Self { kek, credentials, transport, label })
     }
 
@@ -111,14 +105,6 @@ fn cloud(host: &str, authority: Option<&str>) -> CloudConfiguration {
 }
 
 fn http_client(kek: &AzureKek, options: &ConnectOptions) -> Result<reqwest::Client, KmsError> {
-    let mut builder = reqwest::Client::builder()
-        .https_only(false) // a machine's own identity is asked for on a link-local address, in clear
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .tcp_keepalive(Duration::from_secs(15))
-        // With HTTP/2 every call would share one connection, and hang with it.
-        .http1_only();
     let authority = match &options.credentials {
         Credentials::ClientSecret { authority, .. } | Credentials::WorkloadIdentity { authority, .. } => {
             authority.as_deref()
@@ -127,59 +113,12 @@ fn http_client(kek: &AzureKek, options: &ConnectOptions) -> Result<reqwest::Clie
     };
     let authority = authority.and_then(|url| Url::parse(url).ok());
     let hosts = [Some(kek.host()), authority.as_ref().and_then(Url::host_str)];
-    for host in hosts.into_iter().flatten().filter(|host| is_loopback_name(host)) {
-        // RFC 6761, section 6.3; the C library does not know it. Port 0 stands for that of the URL.
-        builder = builder.resolve(host, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).no_proxy();
-    }
-    if let Some(path) = &options.ca_file {
-        let bad = |what: String| {
-            KmsError::new(KmsErrorKind::Misconfigured, format!("the CA file '{}' {what}", path.display()))
-                .hint("KMSFS_CA_FILE names a file with one or more certificates in PEM")
-        };
-        let pem = std::fs::read(path).map_err(|error| bad(format!("cannot be read: {error}")))?;
-        let certificates =
-            reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| bad(format!("is not PEM: {error}")))?;
-        if certificates.is_empty() {
-            return Err(bad("holds no certificate".into()));
-        }
-        builder = builder.tls_certs_merge(certificates);
-    }
-    builder.build().map_err(|error| {
-        let message = format!("no TLS client: {}", error_chain(&error));
-        KmsError::new(KmsErrorKind::Misconfigured, message).hint("check KMSFS_CA_FILE and the system's certificates")
-    })
-}
-
-fn is_loopback_name(host: &str) -> bool {
-    host == "localhost" || host.ends_with(".localhost")
-}
-
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
+    rest::client(&hosts.into_iter().flatten().collect::<Vec<_>>(), options.ca_file.as_deref())
 }
 
 /// Names this mount in every request, so that the vault's own log does too.
 #[derive(Debug)]
 struct Label(String);
-
-impl Label {
-    fn new(mount: Option<&str>) -> Self {
-        let version = env!("CARGO_PKG_VERSION");
-        let clean: String = mount
-            .unwrap_or_default()
-            .chars()
-            .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-            .take(64)
-            .collect();
-        Self(if clean.is_empty() { format!("kmsfs/{version}") } else { format!("kmsfs/{version} (mount {clean})") })
-    }
-}
 
 #[async_trait]
 impl Policy for Label {
@@ -198,32 +137,14 @@ mod tests {
     use azure_core::http::headers::{AUTHORIZATION, CLIENT_REQUEST_ID, Headers, WWW_AUTHENTICATE};
     use azure_core::http::{AsyncRawResponse, StatusCode};
 
-    fn maker(ca_file: Option<&str>, credentials: Credentials) -> Result<Maker, KmsError> {
-        let options = ConnectOptions {
-            credentials,
-            ca_file: ca_file.map(Into::into),
-            deadline: CONNECT_TIMEOUT,
-            mount: None,
-            credentials_directory: None,
-        };
+    fn maker(credentials: Credentials) -> Result<Maker, KmsError> {
+        let options = ConnectOptions { credentials, ..ConnectOptions::from_variables(|_| None) };
         Maker::new(AzureKek::parse("https://v.vault.azure.net/keys/k").unwrap(), &options)
     }
 
     #[test]
-    fn a_ca_file_that_is_absent_or_holds_no_certificate_is_refused() {
-        let dir = tempfile::TempDir::new().unwrap();
-        let empty = dir.path().join("empty.pem");
-        std::fs::write(&empty, "").unwrap();
-        for path in ["/nonexistent/ca.pem", empty.to_str().unwrap()] {
-            let error = maker(Some(path), Credentials::DeveloperTools).err().expect(path);
-            assert_eq!(error.kind, KmsErrorKind::Misconfigured, "{path}");
-            assert!(error.hint.unwrap().contains("KMSFS_CA_FILE"));
-        }
-    }
-
-    #[test]
     fn without_an_identity_nothing_is_connected() {
-        let error = maker(None, Credentials::None("no".into())).err().unwrap();
+        let error = maker(Credentials::None("no".into())).err().unwrap();
         assert_eq!(error.kind, KmsErrorKind::Credentials);
     }
 
@@ -235,7 +156,7 @@ mod tests {
             secret: String::from("s").into(),
             authority: Some("http://login.example".into()),
         };
-        assert_eq!(maker(None, credentials).unwrap().make().err().unwrap().kind, KmsErrorKind::Credentials);
+        assert_eq!(maker(credentials).unwrap().make().err().unwrap().kind, KmsErrorKind::Credentials);
     }
 
     #[test]
@@ -284,7 +205,7 @@ mod tests {
             kek: AzureKek::parse("https://v.vault.azure.net/keys/k").unwrap(),
             credentials,
             transport: Transport::new(Arc::clone(&recorder) as _),
-            label: Arc::new(Label::new(Some("m1"))),
+            label: Arc::new(Label(rest::label(Some("m1")))),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(maker.make().unwrap().get_key("k", None)).unwrap();
@@ -293,11 +214,5 @@ mod tests {
         assert_eq!(hosts, ["v.vault.azure.net", "login", "v.vault.azure.net"]);
         let label = concat!("kmsfs/", env!("CARGO_PKG_VERSION"), " (mount m1) azsdk-rust-");
         assert!(seen.iter().all(|(_, agent, has_id)| agent.starts_with(label) && *has_id), "{seen:?}");
-    }
-
-    #[test]
-    fn the_label_names_the_mount_and_cannot_break_a_header() {
-        assert_eq!(Label::new(Some("a-1\r\nX: y")).0, concat!("kmsfs/", env!("CARGO_PKG_VERSION"), " (mount a-1Xy)"));
-        assert_eq!(Label::new(None).0, concat!("kmsfs/", env!("CARGO_PKG_VERSION")));
     }
 }

@@ -1,6 +1,7 @@
 //! One table: what Key Vault, the identity provider or the network says, and what it amounts to. No I/O.
 //! Invariant: only an answer of the vault itself is a refusal. Silence in all its forms is `Unreachable`.
 
+use crate::kms::rest::{self, error_chain, first_line, reason};
 use crate::kms::{AzureKek, KEY_EXPIRED, KEY_NOT_YET_VALID, KmsError, KmsErrorKind, OPERATION_FORBIDDEN, THROTTLED};
 use azure_core::error::ErrorKind;
 use azure_core::http::RawResponse;
@@ -19,6 +20,7 @@ pub(super) const REQUEST_ID: &str = "x-ms-request-id";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     Key,
+    Wrap,
     Deleted,
     Unwrap,
     Tag,
@@ -65,7 +67,7 @@ pub(super) fn sort(error: &azure_core::Error, asked: Asked, kek: &AzureKek) -> K
         )
         .hint("name the vault by its own host, NAME.vault.azure.net; through a private endpoint too"),
         ErrorKind::Other => KmsError::new(KmsErrorKind::Misconfigured, first_line(&chain(error))),
-        _ => silence(error, kek.host()),
+        _ => rest::silent(kek.host(), &chain(error)),
     }
 }
 
@@ -129,11 +131,11 @@ fn hint_403(inner: Option<&str>, asked: Asked, kek: &AzureKek) -> Option<String>
             kek.vault_name()
         )),
         Some("KeyDisabled") => key_disabled(kek, None).hint,
-        Some("ForbiddenByRbac") => Some(
-            "grant the identity the role 'Key Vault Crypto Service Encryption User' on the key or the vault; \
-             a fresh grant takes 1 to 5 minutes to be seen"
-                .to_owned(),
-        ),
+        Some("ForbiddenByRbac") => Some(format!(
+            "grant the identity the role '{} Crypto Service Encryption User' on the key or the vault; \
+             a fresh grant takes 1 to 5 minutes to be seen",
+            if is_hsm(kek) { "Managed HSM" } else { "Key Vault" }
+        )),
         Some("AccessDenied") => Some(format!(
             "give the identity the key permissions get and unwrapKey: az keyvault set-policy --name {} \
              --key-permissions get wrapKey unwrapKey --object-id OBJECT_ID",
@@ -155,8 +157,12 @@ pub(super) fn az(kek: &AzureKek, what: &str) -> String {
         return format!("kmsfs dev-vault key {verb} {} --state DIR", kek.name);
     }
     let (verb, options) = what.split_once(' ').map_or((what, String::new()), |(verb, rest)| (verb, format!(" {rest}")));
-    let vault = if kek.host().contains(".managedhsm.") { "--hsm-name" } else { "--vault-name" };
+    let vault = if is_hsm(kek) { "--hsm-name" } else { "--vault-name" };
     format!("az keyvault key {verb} {vault} {} --name {}{options}", kek.vault_name(), kek.name)
+}
+
+fn is_hsm(kek: &AzureKek) -> bool {
+    kek.host().contains(".managedhsm.")
 }
 
 /// The key is disabled.
@@ -221,53 +227,8 @@ fn identity(error: &azure_core::Error, kek: &AzureKek) -> KmsError {
     KmsError::new(KmsErrorKind::Credentials, format!("the identity is not accepted: {message}")).hint(hint)
 }
 
-/// Nobody answered.
-fn silence(error: &azure_core::Error, host: &str) -> KmsError {
-    let text = chain(error);
-    let what = reason(&text).unwrap_or_else(|| first_line(&text));
-    let silent = KmsError::new(KmsErrorKind::Unreachable, format!("{host} does not answer: {what}"));
-    if what.contains("certificate") {
-        silent.hint("if the vault's certificate is of a private CA, name its file in KMSFS_CA_FILE")
-    } else if what.contains("no address") {
-        silent.hint("check the vault's name; a vault that was deleted has no address any more")
-    } else {
-        silent
-    }
-}
-
-/// The usual reasons, shorter than the chain of errors that they come in.
-fn reason(chain: &str) -> Option<String> {
-    let lower = chain.to_ascii_lowercase();
-    let known = [
-        ("certificate", "its certificate is not trusted"),
-        ("dns error", "its name has no address"),
-        ("failed to lookup", "its name has no address"),
-        ("connection refused", "connection refused"),
-        ("connection reset", "the connection was reset"),
-        ("connection closed", "the connection was closed"),
-        ("incompletemessage", "the connection was closed"),
-        ("network is unreachable", "the network is unreachable"),
-        ("no route to host", "no route to the host"),
-        ("operation timed out", "it took too long to connect"),
-        ("timed out", "it took too long"),
-    ];
-    known.iter().find(|(pattern, _)| lower.contains(pattern)).map(|(_, words)| (*words).to_owned())
-}
-
 fn chain(error: &azure_core::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
-}
-
-fn first_line(text: &str) -> String {
-    let line = text.trim().lines().next().unwrap_or_default().trim_end_matches('.');
-    line.chars().filter(|c| !c.is_control()).take(300).collect()
+    error_chain(error)
 }
 
 /// A header of a reply.

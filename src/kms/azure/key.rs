@@ -14,6 +14,11 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+/// The type of a Managed HSM's AES keys.
+const AES: &str = "oct-HSM";
+/// 32 bytes under AES key wrap (RFC 3394).
+const AES_WRAPPED_LEN: usize = 40;
+
 /// The reply to GET /keys/NAME.
 #[derive(Deserialize)]
 pub(super) struct VaultKey {
@@ -72,15 +77,29 @@ impl DeletedKey {
     }
 }
 
-/// The reply to an unwrap. Wipes the value, which is the secret in base64.
+/// The reply to a wrap or an unwrap. Wipes the value, which may be the secret in base64.
 #[derive(Deserialize, Zeroize, ZeroizeOnDrop)]
 struct Unwrapped {
     value: String,
 }
 
+/// What one key version wraps with.
+pub(super) struct Wrapper {
+    pub(super) id: KekId,
+    pub(super) way: Way,
+}
+
+/// Where a secret is wrapped.
+pub(super) enum Way {
+    /// Here, with the public half of an RSA key.
+    Here(PublicHalf),
+    /// At the HSM, by this version of a key that has no public half.
+    There(String),
+}
+
 /// The public half of one key version.
 pub(super) struct PublicHalf {
-    pub(super) id: KekId,
+    id: KekId,
     key: OaepPublicEncryptingKey,
 }
 
@@ -133,7 +152,7 @@ impl VaultKey {
     }
 
     /// What to wrap with, if it is something to wrap with at this moment.
-    pub(super) fn public_half(&self, configured: &AzureKek, now: SystemTime) -> Result<PublicHalf, KmsError> {
+    pub(super) fn wrapper(&self, configured: &AzureKek, now: SystemTime) -> Result<Wrapper, KmsError> {
         let (id, kek) = self.id()?;
         if !kek.name.eq_ignore_ascii_case(&configured.name) {
             return Err(errors::not_key_vault("it answered with another key"));
@@ -152,12 +171,21 @@ impl VaultKey {
             return Err(KmsError { code: Some(KEY_NOT_YET_VALID.to_owned()), ..early }
                 .hint("pin a version that is, with /VERSION"));
         }
-        if !matches!(self.key.kty.as_str(), "RSA" | "RSA-HSM") {
-            return Err(misconfigured(format!("{id} is of type {}, and only RSA keys can be used", self.key.kty))
+        let kty = self.key.kty.as_str();
+        if !matches!(kty, "RSA" | "RSA-HSM" | AES) {
+            return Err(misconfigured(format!("{id} is of type {kty}, and only RSA and {AES} keys can be used"))
                 .hint(format!("make one: {}", errors::az(configured, "create --kty RSA --size 3072"))));
         }
-        if self.key.key_ops.as_ref().is_some_and(|ops| !ops.iter().any(|op| op == "unwrapKey")) {
-            return Err(errors::operation_forbidden(configured, &format!("{id} is not permitted to unwrap")));
+        // An RSA key wraps here, and needs no permission to.
+        let needed: &[&str] = if kty == AES { &["wrapKey", "unwrapKey"] } else { &["unwrapKey"] };
+        if let Some(ops) = &self.key.key_ops
+            && let Some(missing) = needed.iter().find(|op| !ops.iter().any(|permitted| permitted == *op))
+        {
+            return Err(errors::operation_forbidden(configured, &format!("{id} is not permitted to {missing}")));
+        }
+        if kty == AES {
+            let version = kek.version.unwrap_or_default();
+            return Ok(Wrapper { id, way: Way::There(version) });
         }
         let unusable = || misconfigured(format!("{id} has a public half that cannot be used"));
         let (n, e) = decode(&self.key.n).zip(decode(&self.key.e)).ok_or_else(unusable)?;
@@ -166,7 +194,17 @@ impl VaultKey {
         if key.ciphertext_size() > MAX_WRAPPED_LEN {
             return Err(misconfigured(format!("{id} is longer than 4096 bits")));
         }
-        Ok(PublicHalf { id, key })
+        Ok(Wrapper { id: id.clone(), way: Way::Here(PublicHalf { id, key }) })
+    }
+}
+
+/// The wrapped secret in the reply to a wrap.
+pub(super) fn wrapped(body: &[u8]) -> Result<Vec<u8>, KmsError> {
+    let reply: Unwrapped = serde_json::from_slice(body).map_err(|_| errors::not_key_vault("no value in the reply"))?;
+    match decode(&reply.value) {
+        Some(blob) if blob.len() == AES_WRAPPED_LEN => Ok(blob),
+        Some(blob) => Err(errors::not_key_vault(&format!("the wrapped secret is {} bytes long", blob.len()))),
+        None => Err(errors::not_key_vault("the value in the reply is not base64")),
     }
 }
 
@@ -252,8 +290,9 @@ mod tests {
     #[test]
     fn what_is_wrapped_with_the_public_half_the_private_half_unwraps() {
         let (private, document) = rsa();
-        let public = parse(&document).public_half(&configured(), SystemTime::now()).unwrap();
-        assert_eq!(public.id.0, format!("https://v.vault.azure.net/keys/k/{VERSION}"));
+        let wrapper = parse(&document).wrapper(&configured(), SystemTime::now()).unwrap();
+        assert_eq!(wrapper.id.0, format!("https://v.vault.azure.net/keys/k/{VERSION}"));
+        let Way::Here(public) = wrapper.way else { panic!("an RSA key wraps here") };
         let blob = public.wrap(&Secret32::take(&mut [7; 32])).unwrap();
         assert_eq!(blob.len(), 256);
         let private = OaepPrivateDecryptingKey::new(private).unwrap();
@@ -270,7 +309,7 @@ mod tests {
             let mut document = document.clone();
             let (parent, name) = path.rsplit_once('/').unwrap();
             document.pointer_mut(parent).unwrap()[name] = value;
-            let error = parse(&document).public_half(&configured(), now).err();
+            let error = parse(&document).wrapper(&configured(), now).err();
             error.unwrap_or_else(|| panic!("{path} was accepted"))
         };
         assert_eq!(refused("/attributes/enabled", json!(false)).kind, KmsErrorKind::Refused);
@@ -284,6 +323,22 @@ mod tests {
         assert_eq!(unversioned.kind, KmsErrorKind::Unreachable);
         let other = refused("/key/kid", json!(format!("https://v.vault.azure.net/keys/other/{VERSION}")));
         assert_eq!(other.kind, KmsErrorKind::Unreachable);
+    }
+
+    #[test]
+    fn an_aes_key_wraps_at_the_hsm_if_it_is_permitted_to() {
+        let (_, mut document) = rsa();
+        document["key"] =
+            json!({ "kid": format!("https://h.managedhsm.azure.net/keys/k/{VERSION}"), "kty": "oct-HSM" });
+        let configured = AzureKek::parse("https://h.managedhsm.azure.net/keys/k").unwrap();
+        let wrapper = parse(&document).wrapper(&configured, SystemTime::now()).unwrap();
+        assert!(matches!(wrapper.way, Way::There(version) if version == VERSION));
+        document["key"]["key_ops"] = json!(["unwrapKey"]);
+        let error = parse(&document).wrapper(&configured, SystemTime::now()).err().unwrap();
+        assert_eq!(error.code.as_deref(), Some("KeyOperationForbidden"));
+        let reply = |len| json!({ "kid": "k", "value": BASE64URL_NOPAD.encode(&vec![7; len]) }).to_string();
+        assert_eq!(wrapped(reply(40).as_bytes()).unwrap(), [7; 40]);
+        assert_eq!(wrapped(reply(32).as_bytes()).unwrap_err().kind, KmsErrorKind::Unreachable);
     }
 
     #[test]
