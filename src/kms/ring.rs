@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// From a reference to a provider that can be asked; see [`super::connect`].
+/// From a reference to a provider that can be asked; see [`super::connect()`].
 pub type Connector = Box<dyn Fn(&str) -> Result<Arc<dyn Kms>, KmsError> + Send + Sync>;
 
 /// The connections to the KEKs of one volume.
@@ -54,7 +54,7 @@ impl Ring {
     /// The connection to the key with this reference.
     ///
     /// # Errors
-    /// See [`super::connect`].
+    /// See [`super::connect()`].
     pub fn at(&self, reference: &str) -> Result<Arc<dyn Kms>, KmsError> {
         if let Some(connection) = self.keys.read().connections.get(reference) {
             return Ok(Arc::clone(connection));
@@ -67,7 +67,7 @@ impl Ring {
     /// the newest now.
     ///
     /// # Errors
-    /// See [`super::connect`].
+    /// See [`super::connect()`].
     pub fn connect(&self, reference: &str) -> Result<Arc<dyn Kms>, KmsError> {
         (self.connect)(reference)
     }
