@@ -2,29 +2,40 @@
 //! One file per provider in `kms/`; each only translates its cloud's words. Depends on `units` and `crypto`.
 //! Invariant: an error says what the caller can do about it, and a refusal is never confused with silence.
 
+#[cfg(feature = "aws")]
+mod aws;
 #[cfg(feature = "azure")]
 mod azure;
 mod backoff;
 mod connect;
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(feature = "gcp")]
+mod gcp;
 mod kek;
 mod local;
-#[cfg(any(feature = "azure", feature = "transit"))]
+#[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
 #[allow(dead_code, reason = "each provider uses its part")]
 mod rest;
 mod ring;
 mod state;
 #[cfg(feature = "transit")]
 mod transit;
-#[cfg(any(feature = "azure", feature = "transit"))]
+#[cfg(any(feature = "aws", feature = "azure", feature = "gcp", feature = "transit"))]
 mod worker;
 
+#[cfg(feature = "aws")]
+pub use aws::AwsKms;
 #[cfg(feature = "azure")]
 pub use azure::AzureKms;
 pub use backoff::Backoff;
-pub use connect::{ConnectOptions, Credentials, SecretId, TransitLogin, TransitOptions, connect, connector};
-pub use kek::{AzureKek, KekRef, TransitKek};
+pub use connect::{
+    AwsKeys, AwsOptions, ConnectOptions, Credentials, GcpOptions, SecretId, TransitLogin, TransitOptions, connect,
+    connector,
+};
+#[cfg(feature = "gcp")]
+pub use gcp::GcpKms;
+pub use kek::{AwsKek, AwsResource, AzureKek, GcpKek, KekRef, TransitKek};
 pub use local::{KEY_MALFORMED, KEY_REPLACED, LocalKms};
 pub use ring::{Connector, Ring};
 pub use state::KeyState;
@@ -37,8 +48,9 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 /// The full name of a KEK *including its version*, as its own cloud writes it:
-/// `https://NAME.vault.azure.net/keys/KEY/VERSION`, `transit+https://HOST/MOUNT/keys/NAME/VERSION`; for a raw key
-/// `file:PATH#FINGERPRINT`, `credential:NAME#FINGERPRINT`, or `raw:FINGERPRINT` if it has no place.
+/// `https://NAME.vault.azure.net/keys/KEY/VERSION`, `transit+https://HOST/MOUNT/keys/NAME/VERSION`, a key's ARN at AWS,
+/// `projects/…/cryptoKeyVersions/N` at Google; for a raw key `file:PATH#FINGERPRINT`, `credential:NAME#FINGERPRINT`, or
+/// `raw:FINGERPRINT` if it has no place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KekId(pub String);
 
@@ -70,6 +82,10 @@ pub enum WrapAlgorithm {
     LocalAes256Gcm = 2,
     /// AES-256 key wrap (RFC 3394) by a Managed HSM, 40 bytes.
     Aes256Kw = 3,
+    /// A ciphertext of AWS KMS, bound to the volume's id by its encryption context.
+    AwsKms = 4,
+    /// A ciphertext of Google Cloud KMS, bound to the volume's id by its additional authenticated data.
+    GcpKms = 5,
     /// Vault's or OpenBao's Transit engine: how it is bound to its volume, then the ciphertext without its prefix.
     Transit = 6,
 }
@@ -81,6 +97,8 @@ impl WrapAlgorithm {
             1 => Some(Self::RsaOaep256),
             2 => Some(Self::LocalAes256Gcm),
             3 => Some(Self::Aes256Kw),
+            4 => Some(Self::AwsKms),
+            5 => Some(Self::GcpKms),
             6 => Some(Self::Transit),
             _ => None,
         }

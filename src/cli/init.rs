@@ -14,8 +14,8 @@ use std::path::PathBuf;
 pub struct Init {
     /// The directory to make: empty, or not there yet
     volume: PathBuf,
-    /// The key: https://NAME.vault.azure.net/keys/KEY[/VERSION], transit+https://HOST/MOUNT/keys/NAME[/VERSION]; a raw
-    /// key: file:PATH, cmd:COMMAND, fd:NUMBER or credential:NAME
+    /// The key: https://NAME.vault.azure.net/keys/KEY[/VERSION], transit+https://HOST/MOUNT/keys/NAME[/VERSION],
+    /// arn:aws:kms:…, projects/…/cryptoKeys/KEY; a raw key: file:PATH, cmd:COMMAND, fd:NUMBER or credential:NAME
     #[arg(long)]
     kek: String,
     /// A second key that wraps everything too, for the day on which the first one is lost

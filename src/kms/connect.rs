@@ -1,11 +1,15 @@
 //! From the reference that a user writes to a provider that can be asked. Depends on the providers.
 //! Invariant: nothing in here talks to a network; what can be seen to be wrong without one is said at once.
 
+mod aws;
+mod gcp;
 mod transit;
 
+pub use aws::{AwsKeys, AwsOptions};
+pub use gcp::GcpOptions;
 pub use transit::{SecretId, TransitLogin, TransitOptions};
 
-#[cfg(not(all(feature = "azure", feature = "transit")))]
+#[cfg(not(all(feature = "aws", feature = "azure", feature = "gcp", feature = "transit")))]
 use super::KmsErrorKind;
 use super::kek::has_to_be_given;
 use super::{KekRef, Kms, KmsError, LocalKms};
@@ -34,6 +38,10 @@ pub struct ConnectOptions {
     pub mount: Option<String>,
     /// Where systemd put the credentials of the service that this runs in.
     pub credentials_directory: Option<PathBuf>,
+    /// What is different at AWS.
+    pub aws: AwsOptions,
+    /// What is different at Google.
+    pub gcp: GcpOptions,
 }
 
 /// Which identity to show to Azure. Chosen by [`Credentials::choose`], in this order.
@@ -141,9 +149,10 @@ impl ConnectOptions {
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let path = |name| variable(name).filter(|path| !path.is_empty()).map(PathBuf::from);
         let (ca_file, credentials_directory) = (path("KMSFS_CA_FILE"), path("CREDENTIALS_DIRECTORY"));
+        let (aws, gcp) = (AwsOptions::from_variables(&variable), GcpOptions::from_variables(&variable));
         let transit = TransitOptions::from_variables(&variable);
         let credentials = Credentials::choose(variable);
-        Self { credentials, transit, ca_file, deadline: DEADLINE, mount: None, credentials_directory }
+        Self { credentials, aws, gcp, transit, ca_file, deadline: DEADLINE, mount: None, credentials_directory }
     }
 }
 
@@ -161,11 +170,15 @@ pub fn connect(reference: &str, options: &ConnectOptions) -> Result<Arc<dyn Kms>
             Ok(Arc::new(LocalKms::credential(&name, options.credentials_directory.as_deref())?))
         }
         KekRef::Raw => Err(has_to_be_given()),
+        #[cfg(feature = "aws")]
+        KekRef::Aws(kek) => Ok(Arc::new(super::AwsKms::new(kek, options)?)),
         #[cfg(feature = "azure")]
         KekRef::Azure(kek) => Ok(Arc::new(super::AzureKms::new(kek, options)?)),
+        #[cfg(feature = "gcp")]
+        KekRef::Gcp(kek) => Ok(Arc::new(super::GcpKms::new(kek, options)?)),
         #[cfg(feature = "transit")]
         KekRef::Transit(kek) => Ok(Arc::new(super::TransitKms::new(kek, options)?)),
-        #[cfg(not(all(feature = "azure", feature = "transit")))]
+        #[cfg(not(all(feature = "aws", feature = "azure", feature = "gcp", feature = "transit")))]
         other => {
             let message = format!("this kmsfs was built without the KMS of {other}");
             Err(KmsError::new(KmsErrorKind::Misconfigured, message)

@@ -2,8 +2,12 @@
 //! Invariant: a [`KekRef`] is complete: it has a scheme, a place and a key, and a wrong form is refused with
 //! the right one in the hint.
 
+mod aws;
+mod gcp;
 mod transit;
 
+pub use aws::{AwsKek, AwsResource};
+pub use gcp::GcpKek;
 pub use transit::TransitKek;
 
 use super::local::looks_like_a_key;
@@ -26,6 +30,10 @@ const RAW: &str = "raw:";
 pub enum KekRef {
     /// A key in an Azure Key Vault or Managed HSM.
     Azure(AzureKek),
+    /// A key of AWS KMS.
+    Aws(AwsKek),
+    /// A key of Google Cloud KMS.
+    Gcp(GcpKek),
     /// A key in the Transit engine of a Vault or OpenBao server.
     Transit(TransitKek),
     /// A raw key in a file; the path is absolute.
@@ -156,6 +164,9 @@ impl FromStr for KekRef {
             let error = misconfigured(format!("'{text}' is the path of a key in Vault or OpenBao, not in Key Vault"));
             return Err(error.hint(format!("write {meant}")));
         }
+        if GcpKek::recognises(text) {
+            return GcpKek::parse(text).map(Self::Gcp);
+        }
         if text.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://")) {
             return AzureKek::parse(text).map(Self::Azure);
         }
@@ -166,9 +177,18 @@ impl FromStr for KekRef {
         if ["transit", "vault:", "openbao:", "bao:"].iter().any(|start| text.starts_with(start)) {
             return Err(misconfigured(format!("'{text}' does not say at which server")).hint(transit::FORM));
         }
+        if text.starts_with("arn:") {
+            return AwsKek::parse(text).map(Self::Aws);
+        }
+        if text.starts_with("alias/") || text.starts_with("key/") {
+            let error = misconfigured(format!("'{text}' does not say of which region and account it is"));
+            return Err(error.hint(format!("write arn:aws:kms:REGION:ACCOUNT:{text}")));
+        }
         if let Some(provider) = other_cloud(text) {
             let error = misconfigured(format!("'{text}' names a key of {provider}, which is not supported yet"));
-            return Err(error.hint(format!("supported are Azure Key Vault and raw keys in files; {AZURE_FORM}")));
+            return Err(error.hint(format!(
+                "supported are Azure Key Vault, AWS KMS, Google Cloud KMS, Vault and OpenBao Transit, and raw keys in files; {AZURE_FORM}"
+            )));
         }
         if text.contains(".vault.azure.") || text.contains(".managedhsm.azure.") {
             return Err(misconfigured(format!("'{text}' has no scheme")).hint(format!("write https://{text}")));
@@ -197,6 +217,8 @@ impl fmt::Display for KekRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Azure(kek) => kek.fmt(f),
+            Self::Aws(kek) => kek.fmt(f),
+            Self::Gcp(kek) => kek.fmt(f),
             Self::Transit(kek) => kek.fmt(f),
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Command(line) => write!(f, "cmd:{line}"),
@@ -254,8 +276,7 @@ pub(super) fn has_to_be_given() -> KmsError {
 }
 
 fn other_cloud(text: &str) -> Option<&'static str> {
-    const FORMS: [(&str, &str); 4] =
-        [("arn:", "AWS KMS"), ("alias/", "AWS KMS"), ("projects/", "Google Cloud KMS"), ("pkcs11:", "a PKCS#11 token")];
+    const FORMS: [(&str, &str); 1] = [("pkcs11:", "a PKCS#11 token")];
     FORMS.iter().find(|(prefix, _)| text.starts_with(prefix)).map(|(_, provider)| *provider)
 }
 
@@ -314,6 +335,8 @@ mod tests {
             "fd:3",
             "credential:k",
             "raw:",
+            "arn:aws:kms:eu-west-1:123456789012:alias/a",
+            "projects/p/locations/l/keyRings/r/cryptoKeys/k",
         ] {
             let parsed: KekRef = text.parse().unwrap();
             assert_eq!(parsed.to_string(), text);
@@ -382,8 +405,11 @@ mod tests {
             ("https://v.vault.azure.net/keys/k?api-version=7.4", "/keys/KEY"),
             ("https://u:p@v.vault.azure.net/keys/k", "/keys/KEY"),
             ("https:///", "https://NAME"),
-            ("arn:aws:kms:eu-west-1:1:key/2", "supported are"),
-            ("projects/p/locations/l/keyRings/r/cryptoKeys/k", "supported are"),
+            ("arn:aws:kms:eu-west-1:1:key/2", "arn:aws:kms:REGION:ACCOUNT:key/ID"),
+            ("alias/tenant", "write arn:aws:kms:REGION:ACCOUNT:alias/tenant"),
+            ("projects/p/locations/l/keyRings/r", "projects/PROJECT/locations/LOCATION"),
+            ("gcp-kms://projects/p", "write projects/p"),
+            ("pkcs11:token=t", "supported are"),
             ("/etc/kmsfs/key", "write file:/etc/kmsfs/key"),
             ("./key", "write file:./key"),
             ("mykey", "https://NAME"),

@@ -112,6 +112,12 @@ impl Request {
         self
     }
 
+    /// A header that it has, for tests.
+    #[cfg(test)]
+    pub(super) fn header_value(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
     /// With this token.
     pub(super) fn bearer(self, token: &str) -> Self {
         let value = Zeroizing::new(format!("Bearer {token}"));
@@ -130,6 +136,11 @@ impl Reply {
     /// The body as JSON, if it is that.
     pub(super) fn json<T: DeserializeOwned>(&self) -> Option<T> {
         serde_json::from_slice(&self.body).ok()
+    }
+
+    /// All headers.
+    pub(super) fn headers(&self) -> &HeaderMap {
+        &self.headers
     }
 
     /// A header.
@@ -189,6 +200,22 @@ pub(super) fn client(hosts: &[&str], ca_file: Option<&Path>) -> Result<reqwest::
         let message = format!("no TLS client: {}", error_chain(&error));
         KmsError::new(KmsErrorKind::Misconfigured, message).hint("check KMSFS_CA_FILE and the system's certificates")
     })
+}
+
+/// A server's address as somebody wrote it: `https://HOST[:PORT][/PATH]`, in clear only on this machine.
+///
+/// # Errors
+/// What is wrong with it, without repeating a password.
+pub(super) fn endpoint(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    let host = url.host_str().unwrap_or_default();
+    match url.scheme() {
+        _ if !url.username().is_empty() || url.password().is_some() => Err("it holds a user or password".into()),
+        "https" => Ok(url),
+        "http" if is_loopback(host) => Ok(url),
+        "http" => Err(format!("http://{host} would send tokens and keys in clear")),
+        scheme => Err(format!("its scheme is '{scheme}'")),
+    }
 }
 
 /// How this program and this mount are called in the logs of a service: nothing in it can break a header.
@@ -319,6 +346,16 @@ mod tests {
     fn the_label_names_the_mount_and_cannot_break_a_header() {
         assert_eq!(label(Some("a-1\r\nX: y")), concat!("kmsfs/", env!("CARGO_PKG_VERSION"), " (mount a-1Xy)"));
         assert_eq!(label(None), concat!("kmsfs/", env!("CARGO_PKG_VERSION")));
+    }
+
+    #[test]
+    fn only_this_machine_is_talked_to_in_clear() {
+        for text in ["https://kms.example", "http://127.0.0.1:4566", "http://localhost/x", "http://[::1]:1"] {
+            assert!(endpoint(text).is_ok(), "{text}");
+        }
+        for text in ["http://kms.example", "ftp://localhost", "kms.example", "https://u:hunter2@kms.example", ""] {
+            assert!(!endpoint(text).expect_err(text).contains("hunter2"), "{text}");
+        }
     }
 
     #[test]

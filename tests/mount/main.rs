@@ -1,8 +1,11 @@
 //! Volumes as programs meet them: the real program, the real kernel. Needs root and `/dev/fuse`, and fails without.
 
 mod audit;
+mod aws;
 mod basics;
 mod certify;
+#[path = "../clouds/servers.rs"]
+mod clouds;
 mod command_line;
 mod data;
 mod directories;

@@ -34,7 +34,7 @@ const SKEW: f64 = 60.0;
 #[derive(Args)]
 pub struct Arguments {
     /// The KEK: https://NAME.vault.azure.net/keys/KEY[/VERSION], transit+https://HOST/MOUNT/keys/NAME[/VERSION],
-    /// or file:PATH, cmd:COMMAND, fd:NUMBER, credential:NAME
+    /// arn:aws:kms:…, projects/…/cryptoKeys/KEY, or file:PATH, cmd:COMMAND, fd:NUMBER, credential:NAME
     #[arg(value_name = "KEK", required_unless_present = "volume")]
     kek: Option<String>,
     /// Test the KEK of this volume, also with the volume's own key, and note it in the volume's audit log
@@ -303,9 +303,9 @@ fn try_message(wrapped: &Secret32, unwrapped: &Secret32) -> Result<usize, KmsErr
 /// One word for what stands in the way. Stable: scripts depend on it.
 fn cause(error: &KmsError) -> &'static str {
     match (error.kind, error.code.as_deref()) {
-        (_, Some("KeyDisabled")) => "disabled",
-        (_, Some("ForbiddenByRbac")) => "role",
-        (_, Some("AccessDenied" | "PermissionDenied")) => "access-policy",
+        (_, Some("KeyDisabled" | "DisabledException" | "KEY_DISABLED")) => "disabled",
+        (_, Some("ForbiddenByRbac" | "PERMISSION_DENIED" | "IAM_PERMISSION_DENIED")) => "role",
+        (_, Some("AccessDenied" | "PermissionDenied" | "AccessDeniedException")) => "access-policy",
         (_, Some("ForbiddenByFirewall")) => "firewall",
         (_, Some(THROTTLED)) => "throttled",
         (_, Some(OPERATION_FORBIDDEN)) => "wrong-operation",
@@ -315,7 +315,9 @@ fn cause(error: &KmsError) -> &'static str {
         (_, Some(KEY_MALFORMED)) => "malformed-key",
         (_, Some("TokenRevoked")) => "token-revoked",
         (_, Some("VersionTooOld")) => "version-too-old",
+        (_, Some("KeyPendingDeletion" | "DESTROYED")) => "deleted",
         (_, Some(code)) if code.contains("Deleted") => "deleted",
+        (KmsErrorKind::Refused, Some("NotFoundException" | "NOT_FOUND")) => "missing",
         (KmsErrorKind::Refused, Some(code)) if code.ends_with("NotFound") => "missing",
         (KmsErrorKind::Refused, _) => "refused",
         (KmsErrorKind::Unreachable, _) => "unreachable",
