@@ -10,6 +10,7 @@ mod maintenance;
 pub mod mountpoint;
 pub mod options;
 mod process;
+mod resident;
 mod rewrap;
 mod scrub;
 mod serve;

@@ -142,3 +142,27 @@ fn a_locked_mount_remembers_neither_what_passed_through_it_nor_any_key() -> Outc
     assert!(fs::read(mount.at("held"))?[1 << 20..] == marked(2 << 20)[..]);
     Ok(())
 }
+
+/// Bytes that a process has resident.
+fn resident(pid: u64) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+    let kib: u64 = line.trim_end_matches("kB").trim().parse().expect("a number");
+    kib * 1024
+}
+
+#[test]
+fn an_idle_mount_gives_memory_back_and_goes_on() -> Outcome {
+    const IDLE: u64 = 12 << 20;
+    let mount = Mount::new();
+    let pid = mount.status()["pid"].as_u64().expect("a number");
+    let content = marked(64 << 10);
+    for _ in 0..2 {
+        fs::write(mount.at("file"), &content)?;
+        assert!(fs::read(mount.at("file"))? == content);
+        until("the mount is small", || resident(pid) < IDLE);
+        fs::write("/proc/sys/vm/drop_caches", "3")?;
+        assert!(fs::read(mount.at("file"))? == content);
+    }
+    Ok(())
+}
