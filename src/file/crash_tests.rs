@@ -70,7 +70,7 @@ fn draw_op(draws: &mut Draws, places: &[u64]) -> Op {
 
 fn keys() -> Arc<Keys> {
     let secret = |byte| Secret32::take(&mut [byte; 32]);
-    Arc::new(Keys::from(&Dek::derive(&secret(1), &secret(2), VOLUME, FILE, Epoch(0))))
+    Arc::new(Keys::new(Dek::derive(&secret(1), &secret(2), VOLUME, FILE, Epoch(0)), Epoch(0)))
 }
 
 fn header() -> Header {
@@ -84,6 +84,8 @@ fn header() -> Header {
         generation: 0,
         batch: 0,
         root: NO_BLOCK,
+        made: 0,
+        resealing: None,
     }
 }
 

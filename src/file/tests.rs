@@ -50,7 +50,7 @@ impl Volume {
 
     fn keys() -> Arc<Keys> {
         let secret = |byte| Secret32::take(&mut [byte; 32]);
-        Arc::new(Keys::from(&Dek::derive(&secret(1), &secret(2), VOLUME, FILE, Epoch(0))))
+        Arc::new(Keys::new(Dek::derive(&secret(1), &secret(2), VOLUME, FILE, Epoch(0)), Epoch(0)))
     }
 
     fn target(store: &dyn StoreFile) -> Target {
@@ -69,6 +69,8 @@ impl Volume {
             generation: 0,
             batch: 0,
             root: NO_BLOCK,
+            made: 0,
+            resealing: None,
         };
         let target = Self::target(&*store);
         File::create(Arc::clone(&self.context), store, target, header, Self::keys()).unwrap()

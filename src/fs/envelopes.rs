@@ -75,6 +75,12 @@ impl Envelopes {
         pair.next.take_if(|made| !made.meets(target));
     }
 
+    /// From now on new files get secrets that are drawn from here on.
+    pub fn renew(&self) {
+        let mut pair = self.0.lock();
+        (pair.current, pair.next) = (None, None);
+    }
+
     /// Makes the next envelope. Asks the KMS where wrapping is not local. Returns whether there is one: there is none if
     /// the KEK was rotated and the volume's record does not know its new version, or if another KEK was taken up meanwhile.
     ///

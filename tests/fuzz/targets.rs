@@ -130,8 +130,12 @@ fn header_seeds() -> Vec<Vec<u8>> {
         generation: 7,
         batch: 9,
         root,
+        made: 0,
+        resealing: None,
     };
-    [header(None, NO_BLOCK), header(Some(envelope()), [8; 32])]
+    let resealing = Resealing { from: 5, to: 90, epoch: Epoch(2), sealed: [4; SEALED_DEK_LEN] };
+    let between = Header { made: 1_796_000_000, resealing: Some(Box::new(resealing)), ..header(None, NO_BLOCK) };
+    [header(None, NO_BLOCK), header(Some(envelope()), [8; 32]), between]
         .map(|header| VerifiedPage::new(header).seal(&key()).to_vec())
         .to_vec()
 }

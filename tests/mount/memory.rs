@@ -71,7 +71,7 @@ fn secrets(mount: &Mount) -> Outcome<Vec<(&'static str, Secret32)>> {
     let wrapped = Wrapped { kek: record.newest().volume_key.kek.clone(), algorithm, blob };
     let envelope = kms.unwrap(&wrapped, record.id)?.secret;
     let dek = Dek::derive(&envelope, &volume_key, record.id, header.file, header.epoch);
-    let FileKeys { chunks, header_mac, tags_mac } = FileKeys::from(&dek);
+    let FileKeys { chunks, header_mac, tags_mac, .. } = FileKeys::from(&dek);
     let VolumeKeys { record_mac, names: [names, names_2], symlinks, xattr_values, .. } = VolumeKeys::from(&volume_key);
     Ok(vec![
         ("the volume key", volume_key),

@@ -243,7 +243,7 @@ fn parts_of_an_older_version_or_of_another_file_are_not_read() {
         let page: Page = Box::new(foreign[..PAGE].try_into().unwrap());
         let header = Header::parse(&page).unwrap();
         let secret = |byte| Secret32::take(&mut [byte; 32]);
-        let theirs = Keys::from(&Dek::derive(&secret(1), &secret(9), VolumeId([4; 16]), sample.id, Epoch(0)));
+        let theirs = Keys::new(Dek::derive(&secret(1), &secret(9), VolumeId([4; 16]), sample.id, Epoch(0)), Epoch(0));
         let mut made = VerifiedPage::new(header);
         foreign[..PAGE].copy_from_slice(&made.seal(&theirs.header_mac)[..]);
         sample.try_out(&format!("{}: a planted header", shape.what), &[(0, foreign)], &sample.now(), Some(None));

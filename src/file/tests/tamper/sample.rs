@@ -61,7 +61,7 @@ pub(super) const SHAPES: &[Shape] = &[
 
 pub(super) fn keys_of(file: FileId, epoch: Epoch) -> Arc<Keys> {
     let secret = |byte| Secret32::take(&mut [byte; 32]);
-    Arc::new(Keys::from(&Dek::derive(&secret(1), &secret(2), VOLUME, file, epoch)))
+    Arc::new(Keys::new(Dek::derive(&secret(1), &secret(2), VOLUME, file, epoch), epoch))
 }
 
 /// Bytes of which no two chunks are alike.
@@ -120,6 +120,8 @@ impl Sample {
             generation: 0,
             batch: 0,
             root: NO_BLOCK,
+            made: 0,
+            resealing: None,
         };
         let context = Arc::clone(&volume.context);
         let file = File::create(context, Arc::clone(&store), target, header, keys_of(id, Epoch(0))).unwrap();
