@@ -339,7 +339,7 @@ fn faults() -> Vec<(&'static str, Outcome, Break)> {
             Outcome::Damaged,
             Box::new(|v| v.change_record(|r| r.kek_floor = KekGeneration(1))),
         ),
-        ("the epoch floor was raised", Outcome::Damaged, Box::new(|v| v.change_record(|r| r.epoch_floor = Epoch(1)))),
+        ("the epoch floor was raised", Outcome::Damaged, Box::new(|v| v.change_record(|r| (r.epoch_floor, r.epoch) = (Epoch(1), Epoch(1))))),
         (
             "another key in the key file",
             Outcome::Kms(KmsErrorKind::Refused),

@@ -171,6 +171,7 @@ mod tests {
         "3e60fc1f68e617f6",
         "31c3e606763b27cb",
         "ab028e2031500105",
+        "ee16c592534112b6",
         "cd60d300ee3cfc83",
         "92b0cfb1f2ead3be",
         "5feaf32a5b2f637f",

@@ -19,8 +19,6 @@ use crate::store::StoreFile;
 use crate::units::{ChunkIndex, Epoch, PlainOffset};
 use std::sync::Arc;
 
-/// About so many bytes are sealed again in one step, which others wait for; at least a chunk.
-const STEP: u64 = 1 << 20;
 /// So many runs of chunks, or of holes, are passed in one step at the most.
 const MOST_RUNS: usize = 512;
 
@@ -88,11 +86,12 @@ impl File {
         Ok(())
     }
 
-    /// Seals some chunks again. What it did reaches the disk with the next commit, which the caller makes.
+    /// Seals about so many bytes again, at least a chunk; others wait that long. What it did reaches the disk with the next
+    /// commit, which the caller makes: it must fit into one update.
     ///
     /// # Errors
     /// [`Error::Damaged`] for a chunk that cannot be opened; what came before it is done. [`Error::Locked`]; the store's.
-    pub fn rekey_step(&self) -> Result<Stepped, Error> {
+    pub fn rekey_step(&self, most: u64) -> Result<Stepped, Error> {
         self.context.journal.check()?;
         let mut state = self.state.write();
         let keys = self.keys()?;
@@ -104,10 +103,10 @@ impl File {
         let (mut chunk, mut bytes) = (resealing.from, 0);
         let end = resealing.to.min(self.context.geometry.chunk_count(state.len()));
         for _ in 0..MOST_RUNS {
-            if chunk >= end || bytes >= STEP {
+            if chunk >= end || bytes >= most {
                 break;
             }
-            let (next, sealed) = self.reseal_run(state, &keys, chunk, end, STEP - bytes)?;
+            let (next, sealed) = self.reseal_run(state, &keys, chunk, end, most - bytes)?;
             (chunk, bytes) = (next, bytes + sealed);
         }
         let done = chunk >= end;

@@ -283,6 +283,8 @@ mod tests {
             files_per_envelope: 256,
             kek_floor: KekGeneration(1),
             epoch_floor: Epoch(2),
+            epoch: Epoch(4),
+            rekey: RekeyState::Part,
             generation: 3,
             keks: vec![kek(0, KekRole::Primary), kek(4, KekRole::Primary), kek(5, KekRole::Recovery)],
         }
@@ -292,6 +294,10 @@ mod tests {
     fn a_record_comes_back_as_it_was_encoded() {
         let bytes = record().encode(&key());
         assert_eq!(VolumeRecord::parse(&bytes), Ok(record()));
+        for (epoch, rekey) in [(2, RekeyState::None), (3, RekeyState::None), (3, RekeyState::All)] {
+            let record = VolumeRecord { epoch: Epoch(epoch), rekey, ..record() };
+            assert_eq!(VolumeRecord::parse(&record.encode(&key())), Ok(record));
+        }
         VolumeRecord::verify(&bytes, &key()).unwrap();
         assert_eq!(record().newest().generation, KekGeneration(4));
     }

@@ -83,12 +83,17 @@ impl Fs {
     pub(super) fn use_newest_keks(&self) -> Target {
         let (references, primary) = self.volume.references();
         self.ring.set_keys(references, &primary);
-        if let Some(ledger) = self.context.ledger.get() {
-            ledger.note_record(self.volume.record().generation);
-        }
+        self.note_record();
         let target = Target::newest(&self.volume.record());
         self.envelopes.require(target);
         target
+    }
+
+    /// Tells the ledger of the volume's record, which was replaced.
+    pub(super) fn note_record(&self) {
+        if let Some(ledger) = self.context.ledger.get() {
+            ledger.note_record(self.volume.record().generation);
+        }
     }
 
     /// Makes the next envelope.

@@ -11,9 +11,9 @@ use kmsfs::crypto::derive::VolumeKeys;
 use kmsfs::crypto::names::{NameCipher, classify};
 use kmsfs::daemon::control::{Reply, Request};
 use kmsfs::dev_vault::{call::Call, documents};
-use kmsfs::format::header::{Envelope, Header, VerifiedPage};
+use kmsfs::format::header::{Envelope, Header, Resealing, SEALED_DEK_LEN, VerifiedPage};
 use kmsfs::format::tags::{BLOCK_LEN, CHILDREN_PER_BLOCK, ENTRIES_PER_BLOCK, NO_BLOCK, TagBlock};
-use kmsfs::format::volume::{Kek, KekRole, VolumeRecord};
+use kmsfs::format::volume::{Kek, KekRole, RekeyState, VolumeRecord};
 use kmsfs::format::{ChunkSize, PAGE};
 use kmsfs::journal::log::{self, State};
 use kmsfs::journal::record::{self, HEAD_LEN, Place, Record};
@@ -190,6 +190,8 @@ fn volume_record_seeds() -> Vec<Vec<u8>> {
         files_per_envelope: 1000,
         kek_floor: KekGeneration(0),
         epoch_floor: Epoch(0),
+        epoch: Epoch(1),
+        rekey: RekeyState::All,
         generation: 1,
         keks,
     };
