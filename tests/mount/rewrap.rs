@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 const EKEYREVOKED: i32 = 128;
 
-fn mountpoint(mount: &Mount) -> String {
+pub fn mountpoint(mount: &Mount) -> String {
     mount.at("").to_str().expect("UTF-8").to_owned()
 }
 
-fn place(volume: &Volume) -> String {
+pub fn place(volume: &Volume) -> String {
     volume.path().to_str().expect("UTF-8").to_owned()
 }
 
-fn json_of(ended: &Ended, code: i32) -> Value {
+pub fn json_of(ended: &Ended, code: i32) -> Value {
     assert_eq!(ended.code, code, "{ended:?}");
     serde_json::from_str(&ended.stdout).expect("JSON")
 }
@@ -41,7 +41,7 @@ fn version(vault: &Vault) -> String {
     key["kid"].as_str().expect("an id").rsplit('/').next().expect("a version").to_owned()
 }
 
-fn events(volume: &Volume, event: &str) -> Vec<Value> {
+pub fn events(volume: &Volume, event: &str) -> Vec<Value> {
     let shown = volume.ok(&["audit", "show", "--json", &place(volume)]);
     let lines = shown.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line is JSON"));
     lines.filter(|line| line["event"] == event).collect()
@@ -138,12 +138,12 @@ fn slow(mount: &Mount, kek: &str) -> Child {
     child
 }
 
-fn end(child: Child) -> Ended {
+pub fn end(child: Child) -> Ended {
     Ended::from(child.wait_with_output().expect("it ends"))
 }
 
 /// Files that are overwritten, synced, renamed and made anew, until told to stop. What was synced is noted.
-fn write(mount: &Mount, thread: u64, stop: &AtomicBool, synced: &[AtomicU64]) {
+pub fn write(mount: &Mount, thread: u64, stop: &AtomicBool, synced: &[AtomicU64]) {
     let mut turn = 1;
     while !stop.load(Relaxed) {
         let slot = (turn % synced.len() as u64) as usize;
@@ -165,7 +165,7 @@ fn write(mount: &Mount, thread: u64, stop: &AtomicBool, synced: &[AtomicU64]) {
     }
 }
 
-fn check_written(mount: &Mount, thread: u64, synced: &[AtomicU64]) {
+pub fn check_written(mount: &Mount, thread: u64, synced: &[AtomicU64]) {
     for (slot, least) in synced.iter().enumerate() {
         let least = least.load(Relaxed);
         let contents = (0..2).filter_map(|d| fs::read(mount.at(format!("d{d}/slot {thread} {slot}"))).ok());

@@ -96,6 +96,10 @@ fn zeros_and_holes_that_nobody_made_are_not_read() {
             attacks.push((format!("tag block {block}"), place.clone(), sample.behind(place.start as u64)));
         }
         for (part, range, expected) in attacks {
+            if sample.stored[range.clone()].iter().all(|byte| *byte == 0) {
+                // A single byte of ciphertext may be zero.
+                continue;
+            }
             let what = format!("{}: zeros for {part}", shape.what);
             let expected = Some(expected);
             sample.try_out(&what, &[(range.start as u64, vec![0; range.len()])], &sample.now(), expected.clone());
