@@ -23,8 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Name, chunk size, plain names.
-const VECTORS: [(&str, &str, bool); 3] =
-    [("v1", "4K", false), ("v1-plain-names", "8K", true), (BETWEEN, "4K", false)];
+const VECTORS: [(&str, &str, bool); 3] = [("v1", "4K", false), ("v1-plain-names", "8K", true), (BETWEEN, "4K", false)];
 /// One with a file between two keys, and one that has had two.
 const BETWEEN: &str = "v1-rekey";
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors");
@@ -362,7 +361,11 @@ fn faults() -> Vec<(&'static str, Outcome, Break)> {
             Outcome::Damaged,
             Box::new(|v| v.change_record(|r| r.kek_floor = KekGeneration(1))),
         ),
-        ("the epoch floor was raised", Outcome::Damaged, Box::new(|v| v.change_record(|r| (r.epoch_floor, r.epoch) = (Epoch(1), Epoch(1))))),
+        (
+            "the epoch floor was raised",
+            Outcome::Damaged,
+            Box::new(|v| v.change_record(|r| (r.epoch_floor, r.epoch) = (Epoch(1), Epoch(1)))),
+        ),
         (
             "another key in the key file",
             Outcome::Kms(KmsErrorKind::Refused),

@@ -124,10 +124,7 @@ impl Job {
     }
 
     /// What a job of all files came to, if not to its end.
-    pub fn ended_as<T>(
-        &self,
-        result: std::thread::Result<Result<T, Stopped>>,
-    ) -> Result<T, (State, Option<Problem>)> {
+    pub fn ended_as<T>(&self, result: std::thread::Result<Result<T, Stopped>>) -> Result<T, (State, Option<Problem>)> {
         let failed = |problem| (State::Failed, Some(problem));
         Err(match result {
             Ok(Ok(outcome)) => return Ok(outcome),

@@ -91,7 +91,7 @@ fn rekey(file: &File, most: u64) -> Result<bool, Error> {
     if !file.is_resealing() {
         let epoch = Epoch(file.header().epoch.0 + 1);
         let new = NewKey { dek: dek(epoch), epoch, envelope: envelope(epoch), recovery: None, made: 7 };
-        file.begin_rekey(new, None)?;
+        file.begin_rekey(new)?;
     }
     Ok(file.rekey_step(most)?.done)
 }

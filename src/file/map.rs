@@ -100,7 +100,8 @@ impl File {
             if read < BLOCK_LEN {
                 return Err(Damage::TagBlock(block).into());
             }
-            TagBlock::verify(&keys.of_block(state.page.header(), block).tags_mac, block, bytes, &expected).map_err(|_| Damage::TagBlock(block))?
+            TagBlock::verify(&keys.of_block(state.page.header(), block).tags_mac, block, bytes, &expected)
+                .map_err(|_| Damage::TagBlock(block))?
         };
         state.blocks.insert(block, loaded);
         Ok(())

@@ -51,12 +51,17 @@ impl File {
         self.state.read().page.header().resealing.is_some()
     }
 
-    /// Takes a new key; the stored file is written through `writer` from here on. Nothing happens if the file is between
-    /// two keys, or has one of this epoch or a later one. A new file is made durable first.
+    /// The stored file is written through this from here on: what it was opened through may not be writable.
+    pub fn write_through(&self, writer: Arc<dyn StoreFile>) {
+        *self.writer.lock() = Some(writer);
+    }
+
+    /// Takes a new key. Nothing happens if the file is between two keys, or has one of this epoch or a later one. A new file
+    /// is made durable first.
     ///
     /// # Errors
     /// [`Error::Locked`]; the store's.
-    pub fn begin_rekey(&self, new: NewKey, writer: Option<Arc<dyn StoreFile>>) -> Result<(), Error> {
+    pub fn begin_rekey(&self, new: NewKey) -> Result<(), Error> {
         if self.is_fresh() {
             // In place, a crash would leave some chunks of each key and nothing that says which.
             self.sync(false)?;
@@ -80,9 +85,6 @@ impl File {
         state.dirty.envelope = true;
         state.changed = true;
         *self.keys.write() = Some(Arc::new(keys));
-        if writer.is_some() {
-            *self.writer.lock() = writer;
-        }
         Ok(())
     }
 
@@ -121,14 +123,7 @@ impl File {
 
     /// Seals the chunks again that follow each other from this one on, or passes the holes that do, and moves the
     /// watermark; returns where it is then, and how many bytes were sealed. One tag block at a time.
-    fn reseal_run(
-        &self,
-        state: &mut State,
-        keys: &Keys,
-        from: u64,
-        end: u64,
-        most: u64,
-    ) -> Result<(u64, u64), Error> {
+    fn reseal_run(&self, state: &mut State, keys: &Keys, from: u64, end: u64, most: u64) -> Result<(u64, u64), Error> {
         let geometry = self.context.geometry;
         let first = ChunkIndex(from);
         self.load(state, keys, first, first)?;

@@ -64,7 +64,7 @@ impl Volume {
             let epoch = Epoch(header.epoch.0 + 1);
             let dek = Self::dek(header.file, epoch);
             let envelope = Envelope { blob: vec![epoch.0 as u8; 72], ..header.envelope };
-            file.begin_rekey(NewKey { dek, epoch, envelope, recovery: None, made: 7 }, None).unwrap();
+            file.begin_rekey(NewKey { dek, epoch, envelope, recovery: None, made: 7 }).unwrap();
         }
         file.rekey_step(most).unwrap().done
     }

@@ -137,6 +137,7 @@ impl Rekey<'_> {
                 files.look(seen)
             })?;
             files.finish()?;
+            let before = files.take_before();
             let found = files.into_left();
             outcome = Outcome { left: found.left, left_count: found.left_count, floor_raised: false };
             let older = if what == RekeyState::All { self.look_once_more(target)? } else { 0 };
@@ -144,6 +145,10 @@ impl Rekey<'_> {
                 fs.volume.end_rekey(what, target, &volume_key)?;
                 fs.note_record();
                 outcome.floor_raised = what == RekeyState::All;
+                if outcome.floor_raised {
+                    // The secrets of before are no use to anybody but whoever has an old copy.
+                    before.iter().for_each(|(wrapped, ())| fs.leases.forget(wrapped));
+                }
                 return Ok(outcome);
             }
             if older <= outcome.left_count {

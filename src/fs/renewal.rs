@@ -109,12 +109,7 @@ impl From<&Damage> for Problem {
 }
 
 impl<'a> Work<'a> {
-    pub fn new(
-        fs: &'a Fs,
-        stop: &'a AtomicBool,
-        wait: &'a dyn Fn(Duration),
-        unwrapped: &'a AtomicU64,
-    ) -> Self {
+    pub fn new(fs: &'a Fs, stop: &'a AtomicBool, wait: &'a dyn Fn(Duration), unwrapped: &'a AtomicU64) -> Self {
         Self { fs, stop, wait, unwrapped, refused: HashMap::new(), found: NotDone::default() }
     }
 

@@ -209,7 +209,6 @@ impl Rewrap<'_> {
         })?;
         Ok(older)
     }
-
 }
 
 /// Whether the key has to be given with each command, as the record cannot say where it is.

@@ -95,7 +95,8 @@ pub fn mount_with(path: &Path, key: &Path, log_len: u64) -> Result<Fs, Refused> 
 pub fn rekey(fs: &Fs, plan: &Plan, stops: bool) -> Result<Outcome, Stopped> {
     let stop = AtomicBool::new(false);
     let progress = Progress::default();
-    Rekey { fs, progress: &progress, stop: &stop, pace: &|_| stop.store(stops, Ordering::Relaxed), wait: &|_| () }.run(plan)
+    Rekey { fs, progress: &progress, stop: &stop, pace: &|_| stop.store(stops, Ordering::Relaxed), wait: &|_| () }
+        .run(plan)
 }
 
 /// Calls until no key is missing any more, as the layer above does.

@@ -67,7 +67,10 @@ fn each_envelope_is_unwrapped_once_and_the_new_ones_are_as_few_as_they_can_be() 
     let mount = mount.again(&["--revalidate", "1h"]);
     let (unwraps, wraps) = (vault.calls("unwrapkey"), vault.calls("wrapkey"));
     let report = rekey(&mount, &[]);
-    assert_eq!((&report["complete"], &report["rekeyed"], &report["floor_raised"]), (&json!(true), &json!(FILES), &json!(true)));
+    assert_eq!(
+        (&report["complete"], &report["rekeyed"], &report["floor_raised"]),
+        (&json!(true), &json!(FILES), &json!(true))
+    );
     assert_eq!((&report["unwrapped"], &report["wrapped"]), (&json!(12), &json!(12)), "{report:#}");
     assert_eq!(vault.calls("unwrapkey") - unwraps, 12);
     assert_eq!(vault.calls("wrapkey"), wraps, "an RSA key wraps here");
@@ -80,7 +83,10 @@ fn each_envelope_is_unwrapped_once_and_the_new_ones_are_as_few_as_they_can_be() 
     assert_eq!((&info["rekey"], &info["files_between_keys"]), (&Value::Null, &json!(0)), "{info:#}");
     let (begun, ended) = (events(&volume, "rekey-started"), events(&volume, "rekey-ended"));
     assert_eq!((begun.len(), &begun[0]["part"]), (1, &json!(false)));
-    assert_eq!((&ended[0]["state"], &ended[0]["files"], &ended[0]["floor_raised"]), (&json!("complete"), &json!(FILES), &json!(true)));
+    assert_eq!(
+        (&ended[0]["state"], &ended[0]["files"], &ended[0]["floor_raised"]),
+        (&json!("complete"), &json!(FILES), &json!(true))
+    );
     fsck(&volume);
     Ok(())
 }
@@ -171,7 +177,11 @@ fn everything_gets_a_new_key_under_load_though_its_process_is_killed_and_what_wa
         still(&mount);
         check_long(&mount, &mut long);
         let info = info(mount.volume());
-        assert_eq!((&info["rekey"], &info["epoch"], &info["epoch_floor"]), (&json!("all"), &json!(1), &json!(0)), "{round}");
+        assert_eq!(
+            (&info["rekey"], &info["epoch"], &info["epoch_floor"]),
+            (&json!("all"), &json!(1), &json!(0)),
+            "{round}"
+        );
     }
     let held = File::open(mount.at("d1/still 1"))?;
     let ended = load(&mount, &mut long, &|| mount.volume().run(&["rekey", &mountpoint(&mount), "--json"]));
@@ -196,7 +206,9 @@ fn everything_gets_a_new_key_under_load_though_its_process_is_killed_and_what_wa
     let header = fs::read(&old)?[..4096].to_vec();
     OpenOptions::new().write(true).open(&now)?.write_all_at(&header, 0)?;
     let mount = volume.mount(&[]);
-    let read = |mount: &Mount| ["hole", "long"].map(|name| File::open(mount.at(name)).map(drop).map_err(|error| error.raw_os_error()));
+    let read = |mount: &Mount| {
+        ["hole", "long"].map(|name| File::open(mount.at(name)).map(drop).map_err(|error| error.raw_os_error()))
+    };
     assert!(read(&mount).contains(&Err(Some(libc::EIO))), "a header of before");
     let volume = mount.unmount();
     fs::copy(&old, &now)?;
@@ -244,7 +256,11 @@ fn one_at_a_time_cancelled_locked_and_gone_on_with_where_it_is_not_mounted() -> 
         assert!(fs::read(volume.file("out").join(format!("{file}")))? == bytes(file, 5 << 20));
     }
     let done = json_of(&volume.run(&["rekey", &place(&volume), "--json"]), 0);
-    assert_eq!((&done["complete"], &done["floor_raised"], &done["epoch"]), (&json!(true), &json!(true), &json!(1)), "{done:#}");
+    assert_eq!(
+        (&done["complete"], &done["floor_raised"], &done["epoch"]),
+        (&json!(true), &json!(true), &json!(1)),
+        "{done:#}"
+    );
     fsck(&volume);
     let mount = volume.mount(&["-o", "ro"]);
     let refused = mount.volume().run(&["rekey", &mountpoint(&mount)]);
@@ -263,11 +279,17 @@ fn a_part_of_the_tree_or_what_is_old_gets_new_keys() -> Outcome {
         fs::write(mount.at(file), file)?;
     }
     let all_are_readable = |mount: &Mount| {
-        ["directory/a", "directory/b", "c"].iter().all(|file| fs::read(mount.at(file)).is_ok_and(|read| read == file.as_bytes()))
+        ["directory/a", "directory/b", "c"]
+            .iter()
+            .all(|file| fs::read(mount.at(file)).is_ok_and(|read| read == file.as_bytes()))
     };
     let below = mount.at("directory");
     let report = rekey(&mount, &["--path", below.to_str().expect("UTF-8")]);
-    assert_eq!((&report["rekeyed"], &report["total"], &report["floor_raised"]), (&json!(2), &json!(2), &json!(false)), "{report:#}");
+    assert_eq!(
+        (&report["rekeyed"], &report["total"], &report["floor_raised"]),
+        (&json!(2), &json!(2), &json!(false)),
+        "{report:#}"
+    );
     let report = rekey(&mount, &["--path", "directory/b"]);
     assert_eq!((&report["rekeyed"], &report["epoch"]), (&json!(1), &json!(2)), "{report:#}");
     assert!(all_are_readable(&mount));
@@ -302,7 +324,10 @@ fn a_revocation_in_the_middle_locks_and_the_same_command_goes_on_when_the_key_is
     vault.run(&["key", "disable", "tenant"]);
     until("it locks", || mount.status()["state"] == "locked");
     assert_eq!(json_of(&end(child), 1)["state"], "locked");
-    assert_eq!(held.read_at(&mut [0; 10], 8 << 20).map_err(|error: io::Error| error.raw_os_error()), Err(Some(EKEYREVOKED)));
+    assert_eq!(
+        held.read_at(&mut [0; 10], 8 << 20).map_err(|error: io::Error| error.raw_os_error()),
+        Err(Some(EKEYREVOKED))
+    );
     let refused = mount.volume().run(&["rekey", &mountpoint(&mount)]);
     assert!(refused.code == 1 && refused.stderr.contains("locked"), "{refused:?}");
     vault.run(&["key", "enable", "tenant"]);
@@ -331,7 +356,11 @@ fn a_damaged_file_is_left_and_named_and_the_floor_waits_for_it() -> Outcome {
     let mount = volume.mount(&[]);
     let left = mount.volume().run(&["rekey", &mountpoint(&mount), "--json"]);
     let report = json_of(&left, 14);
-    assert_eq!((&report["complete"], &report["left"], &report["rekeyed"]), (&json!(false), &json!(1), &json!(1)), "{report:#}");
+    assert_eq!(
+        (&report["complete"], &report["left"], &report["rekeyed"]),
+        (&json!(false), &json!(1), &json!(1)),
+        "{report:#}"
+    );
     let name = place_of.strip_prefix(mount.volume().path())?.to_str().expect("UTF-8").to_owned();
     assert_eq!(report["left_files"][0]["stored"], json!(name));
     assert!(left.stderr.contains("1 files still have their old key"), "{left:?}");
@@ -362,7 +391,8 @@ fn a_header_of_before_is_refused_by_a_rollback_guard_though_the_floor_is_not_rai
     let mount = volume.mount(&options);
     assert_eq!(rekey(&mount, &["--path", "file"])["rekeyed"], 1);
     let volume = mount.unmount();
-    let done = json_of(&volume.run(&[&["rekey", &place(&volume), "--json", "--path", "file"], &options[..]].concat()), 0);
+    let done =
+        json_of(&volume.run(&[&["rekey", &place(&volume), "--json", "--path", "file"], &options[..]].concat()), 0);
     assert_eq!(done["rekeyed"], 1);
     let mount = volume.mount(&options);
     assert_eq!(fs::read(mount.at("file"))?, b"content");

@@ -13,12 +13,7 @@ fn rekey(fs: &Fs, plan: &Plan) -> (Result<Outcome, Stopped>, Progress) {
     rekey_with(fs, plan, &AtomicBool::new(false), &|_| ())
 }
 
-fn rekey_with(
-    fs: &Fs,
-    plan: &Plan,
-    stop: &AtomicBool,
-    pace: &dyn Fn(u64),
-) -> (Result<Outcome, Stopped>, Progress) {
+fn rekey_with(fs: &Fs, plan: &Plan, stop: &AtomicBool, pace: &dyn Fn(u64)) -> (Result<Outcome, Stopped>, Progress) {
     let progress = Progress::default();
     let outcome = Rekey { fs, progress: &progress, stop, pace, wait: &|_| () }.run(plan);
     (outcome, progress)
@@ -33,6 +28,12 @@ fn complete(fs: &Fs) -> Progress {
 
 fn epochs(store: &MemStore) -> Vec<u32> {
     headers(store).iter().map(|header| header.epoch.0).collect()
+}
+
+/// The envelope of a header of the first key.
+fn wrapped(fs: &Fs, header: &crate::format::header::Header) -> crate::kms::Wrapped {
+    let kek = fs.volume().record().newest().volume_key.kek.clone();
+    crate::kms::Wrapped { kek, algorithm: header.envelope.algorithm, blob: header.envelope.blob.clone() }
 }
 
 fn at(progress: &AtomicU64) -> u64 {
@@ -78,8 +79,14 @@ fn each_old_envelope_is_unwrapped_once_and_as_few_new_ones_are_made_as_files_nee
     assert_eq!(at(&progress.wrapped), 5);
     assert_eq!(cloud.calls("a").1 - wraps, 5);
     assert_eq!((at(&progress.rekeyed), at(&progress.files)), (24, 25));
-    assert_eq!(at(&progress.bytes), expected.iter().filter(|(path, _)| *path != "/another name").map(|(_, file)| file.0.len() as u64).sum::<u64>());
+    assert_eq!(
+        at(&progress.bytes),
+        expected.iter().filter(|(path, _)| *path != "/another name").map(|(_, file)| file.0.len() as u64).sum::<u64>()
+    );
     assert_eq!(all(&fs), expected);
+    for header in &before {
+        assert!(fs.leases.cached(&wrapped(&fs, header)).is_none(), "an old secret is in memory");
+    }
     let after = headers(&store);
     let blobs = |headers: &[crate::format::header::Header]| -> HashSet<Vec<u8>> {
         headers.iter().map(|header| header.envelope.blob.clone()).collect()
@@ -309,7 +316,8 @@ fn a_part_of_the_tree_or_what_is_old_gets_new_keys_and_the_rest_keeps_its_own() 
         fs.release(handle);
     }
     fs.commit_all().unwrap();
-    let path = |names: &[&[u8]]| Plan { path: Some(names.iter().map(|name| name.to_vec()).collect()), ..Plan::default() };
+    let path =
+        |names: &[&[u8]]| Plan { path: Some(names.iter().map(|name| name.to_vec()).collect()), ..Plan::default() };
     let sorted = |store: &MemStore| {
         let mut epochs = epochs(store);
         epochs.sort_unstable();

@@ -8,11 +8,16 @@ use super::{Plan, Rekey, Stopped, is_done, size};
 use crate::crypto::derive::Dek;
 use crate::file::{self, Damage, Found, NewKey, Unverified};
 use crate::format::volume::RekeyState;
+use crate::kms::Wrapped;
 use crate::units::Epoch;
+use lru::LruCache;
 use std::io;
+use std::num::NonZeroUsize;
 
 /// So many files are committed together.
 const BATCH: usize = 128;
+/// So many envelopes are remembered that files had before: more than a mount holds secrets of.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 13).unwrap();
 /// A step is this part of a log of the journal: with 16 MiB, 1 MiB.
 const STEPS_PER_LOG: u64 = 16;
 
@@ -29,6 +34,8 @@ pub(super) struct Files<'a> {
     batch_bytes: u64,
     /// The envelope that the last file got.
     envelope: Vec<u8>,
+    /// Those that files had before.
+    before: LruCache<Wrapped, ()>,
 }
 
 impl<'a> Files<'a> {
@@ -36,11 +43,26 @@ impl<'a> Files<'a> {
         let step = rekey.fs.context.journal.log_len() / STEPS_PER_LOG;
         let work = Work::new(rekey.fs, rekey.stop, rekey.wait, &rekey.progress.unwrapped);
         let batch = Vec::with_capacity(BATCH);
-        Self { rekey, plan, target, step, work, batch, batch_bytes: 0, envelope: Vec::new() }
+        Self {
+            rekey,
+            plan,
+            target,
+            step,
+            work,
+            batch,
+            batch_bytes: 0,
+            envelope: Vec::new(),
+            before: LruCache::new(REMEMBERED),
+        }
     }
 
     pub fn into_left(self) -> NotDone {
         self.work.found
+    }
+
+    /// The envelopes that files had before.
+    pub fn take_before(&mut self) -> LruCache<Wrapped, ()> {
+        std::mem::replace(&mut self.before, LruCache::new(NonZeroUsize::MIN))
     }
 
     /// Looks at one file, and gives it a new key if it needs one.
@@ -82,14 +104,15 @@ impl<'a> Files<'a> {
         }
         let file = self.work.obtain(ino, store, path)?;
         if self.plan.wants(&file.header(), self.target) {
-            self.renew(&file, Some(store))?;
+            self.renew(&file, store)?;
         }
         Ok(())
     }
 
     /// Gives a file a new key. One that is between two goes on to the second of them first.
-    fn renew(&mut self, file: &Arc<File>, writer: Option<&Arc<dyn StoreFile>>) -> Result<(), Problem> {
+    fn renew(&mut self, file: &Arc<File>, writer: &Arc<dyn StoreFile>) -> Result<(), Problem> {
         let fs = self.rekey.fs;
+        file.write_through(Arc::clone(writer));
         loop {
             if self.rekey.stop.load(Ordering::Relaxed) {
                 return Err(Stopped::Asked.into());
@@ -99,7 +122,7 @@ impl<'a> Files<'a> {
                 break;
             }
             if header.resealing.is_none() {
-                self.begin(file, writer)?;
+                self.begin(file)?;
             }
             let stepped = self.work.until_there(|_| {
                 let keys = fs.enter()?;
@@ -134,8 +157,11 @@ impl<'a> Files<'a> {
     }
 
     /// The header of a file gets a new envelope, as a new file would, and a key of the newest epoch.
-    fn begin(&mut self, file: &Arc<File>, writer: Option<&Arc<dyn StoreFile>>) -> Result<(), Problem> {
+    fn begin(&mut self, file: &Arc<File>) -> Result<(), Problem> {
         let fs = self.rekey.fs;
+        if let Ok(wrapped) = fs.volume.wrapped(&file.header()) {
+            self.before.put(wrapped, ());
+        }
         let begun = self.work.until_there(|_| {
             let keys = fs.enter()?;
             fs.restore_keys(&keys, file)?;
@@ -143,7 +169,7 @@ impl<'a> Files<'a> {
             let dek = Dek::derive(&secret, &keys.volume_key, fs.context.volume, file.target().file, epoch);
             let blob = envelope.blob.clone();
             let new = NewKey { dek, epoch, envelope, recovery, made: now() };
-            Ok(file.begin_rekey(new, writer.cloned()).map(|()| blob))
+            Ok(file.begin_rekey(new).map(|()| blob))
         })?;
         let envelope = begun.map_err(|error| match error {
             file::Error::Damaged(damage) => Problem::from(&damage),
@@ -174,7 +200,8 @@ impl<'a> Files<'a> {
             return Ok(());
         }
         for file in self.work.nameless()? {
-            self.nameless(|files| files.renew(&file, None))?;
+            let Ok(store) = file.store().inode().open_file(true) else { continue };
+            self.nameless(|files| files.renew(&file, &store))?;
         }
         for (_, rest) in self.rekey.fs.nodes.rests() {
             // Nobody may be able to open it; then nobody needs it.

@@ -242,7 +242,10 @@ impl Volume {
             return Ok(old.epoch);
         }
         let next = old.epoch.0.checked_add(1).map(Epoch).ok_or_else(|| {
-            VolumeError::from(KmsError::new(KmsErrorKind::Misconfigured, "the volume has had all epochs that there are"))
+            VolumeError::from(KmsError::new(
+                KmsErrorKind::Misconfigured,
+                "the volume has had all epochs that there are",
+            ))
         })?;
         // What is not through stays so: its files are behind the new epoch as well.
         let rekey = if old.rekey == RekeyState::All || what == RekeyState::None { old.rekey } else { what };

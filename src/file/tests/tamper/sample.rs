@@ -60,10 +60,7 @@ pub(super) const SHAPES: &[Shape] = &[
         punched: true,
         between: false,
     },
-    Shape {
-        holes: &[(1, 63), (65, 580), (600, 700)],
-        ..shape("sparse", 12, 700 * C + 1)
-    },
+    Shape { holes: &[(1, 63), (65, 580), (600, 700)], ..shape("sparse", 12, 700 * C + 1) },
     Shape { holes: &[(0, 71)], ..shape("a hole and nothing else", 12, 70 * C + 5) },
     shape("large chunks, one and a byte", 16, (1 << 16) + 1),
     shape("large chunks, two tag blocks", 16, (1 << 16) * 70 + 3),
@@ -144,7 +141,8 @@ impl Sample {
         let plain = shape.write(&file, u64::from(id.0[0]));
         file.commit().unwrap();
         if shape.between {
-            let half = (0..shape.len.div_ceil(1 << shape.log2)).filter(|chunk| !shape.is_hole(*chunk)).count() as u64 / 2;
+            let half =
+                (0..shape.len.div_ceil(1 << shape.log2)).filter(|chunk| !shape.is_hole(*chunk)).count() as u64 / 2;
             let done = Volume::rekey(&file, (half << shape.log2).max(1));
             assert!(done == (half == 0), "{}: {:?}", shape.what, file.header());
             file.commit().unwrap();
