@@ -1,6 +1,6 @@
 //! A volume that is not mounted, opened so that its files can be changed, by this process.
 
-use crate::audit::{self, Audit, Limits};
+use crate::audit::{self, Audit, Cursor, Limits};
 use crate::crypto::Secret32;
 use crate::crypto::derive::VolumeKeys;
 use crate::daemon::control::{Command, Problem};
@@ -87,6 +87,12 @@ impl Offline {
             }
             _ => None,
         };
+        if how.rollback_guard.is_none() && had_guard(path) {
+            eprintln!(
+                "warning: the volume's mounts have had a rollback guard; without --rollback-guard it takes what this makes \
+                 for new at the next mount only, and cannot tell it from an older copy until then"
+            );
+        }
         let (journal, found) = recovery::open(&*directory, &*tree, LOG_LEN).map_err(of_store)?;
         if found.crashed || !found.damaged_at.is_empty() {
             recorder.record(audit::Event::Recovery {
@@ -182,6 +188,13 @@ impl Offline {
     }
 }
 
+/// Whether the volume was ever mounted with a rollback guard, as far as its audit log tells.
+fn had_guard(path: &Path) -> bool {
+    let lines = audit::directory(path).and_then(|directory| audit::tail(&*directory, &mut Cursor::default()));
+    let is_guard = |line: audit::Tail| line.read.is_some_and(|read| read.event == "rollback-guard");
+    lines.is_ok_and(|lines| lines.into_iter().any(is_guard))
+}
+
 fn unlock(path: &Path, volume: &Volume, ring: &Ring) -> Result<Secret32, Failure> {
     match volume.unlock(ring) {
         Ok(unwrapped) => Ok(unwrapped.secret),
@@ -192,7 +205,7 @@ fn unlock(path: &Path, volume: &Volume, ring: &Ring) -> Result<Secret32, Failure
 
 fn hold(path: &Path, what: &str) -> Result<Holding, Failure> {
     let of_store = |error: std::io::Error| Failure::of_store(path, &error);
-    let holder = match Holding::take(path, &Holder::here(&format!("{HOLDER}{what}")), false).map_err(of_store)? {
+    let holder = match Holding::take(path, &Holder::here(format!("{HOLDER}{what}")), false).map_err(of_store)? {
         Ok(holding) => return Ok(holding),
         Err(holder) => holder,
     };

@@ -171,9 +171,23 @@ impl<'a> Work<'a> {
         loop {
             match act(self) {
                 Err(Error::NeedKey(Need::Unwrap(wrapped))) => self.fetch(&wrapped).map(drop)?,
-                Err(Error::NeedKey(Need::Envelope)) => self.fs.refill().map_err(|error| self.stopped(error))?,
+                Err(Error::NeedKey(Need::Envelope)) => self.make_envelope()?,
                 Err(error) => return Err(self.stopped(error).into()),
                 Ok(done) => return Ok(done),
+            }
+        }
+    }
+
+    /// Makes the next envelope. A KMS that does not answer is waited for.
+    fn make_envelope(&self) -> Result<(), Stopped> {
+        let begin = Instant::now();
+        loop {
+            match self.fs.make_envelope() {
+                Err(_) if self.stop.load(Ordering::Relaxed) => return Err(Stopped::Asked),
+                Err(Stopped::Kms(error)) if error.kind == KmsErrorKind::Unreachable && begin.elapsed() < PATIENCE => {
+                    (self.wait)(error.retry_after.unwrap_or(PAUSE).min(PATIENCE));
+                }
+                done => return done,
             }
         }
     }

@@ -233,11 +233,10 @@ impl Volume {
     pub fn begin_rekey(&self, what: RekeyState, anew: bool, volume_key: &Secret32) -> Result<Epoch, VolumeError> {
         let _alone = self.changing.lock();
         let old = self.record();
-        let goes_on = match (old.rekey, what) {
-            (RekeyState::All, RekeyState::All | RekeyState::Part) => true,
-            (RekeyState::Part, RekeyState::Part) => true,
-            _ => false,
-        };
+        let goes_on = matches!(
+            (old.rekey, what),
+            (RekeyState::All, RekeyState::All | RekeyState::Part) | (RekeyState::Part, RekeyState::Part)
+        );
         if goes_on && !anew {
             return Ok(old.epoch);
         }
