@@ -261,6 +261,15 @@ impl<'a> Work<'a> {
         }
     }
 
+    pub fn commit(&self, file: &File) -> Result<(), Stopped> {
+        file.sync(false).map_err(|error| self.stopped(error.into()))
+    }
+
+    /// A file has in memory what its header on the disk has not: one that was stopped may have left it so.
+    pub fn see_to(&self, file: &File) -> Result<(), Stopped> {
+        if file.waits_for_commit() { self.commit(file) } else { Ok(()) }
+    }
+
     /// Open files that no name leads to any more.
     pub fn nameless(&self) -> Result<Vec<Arc<File>>, Stopped> {
         let fs = self.fs;

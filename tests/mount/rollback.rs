@@ -423,8 +423,11 @@ fn the_kms_remembers_where_a_volume_was_when_another_of_its_keys_has_taken_over(
     let volume = mounted.unmount();
     back_up(&volume, "before");
     let mounted = volume.mount(&options);
-    mounted.volume().ok(&["rewrap", &text(mounted.at("")), "--kek", &other]);
+    let noted = mounted.status()["rollback_guard"]["counter"].as_u64();
     fs::write(mounted.at("file"), b"second")?;
+    until("the guard is written", || mounted.status()["rollback_guard"]["counter"].as_u64() > noted);
+    // The old key is told of it while it can still be.
+    mounted.volume().ok(&["rewrap", &text(mounted.at("")), "--kek", &other]);
     let volume = mounted.unmount();
     back_up(&volume, "newest");
     // Under the old key, and under the new one with what was known before.

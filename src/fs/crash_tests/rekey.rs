@@ -305,6 +305,22 @@ fn one_that_was_stopped_goes_on_unless_it_is_to_begin_anew() {
 }
 
 #[test]
+fn what_was_done_in_memory_when_it_was_stopped_is_stored_by_the_next_one() {
+    let cloud = Cloud::default();
+    let store = cloud.make("a", None, 50);
+    let fs = cloud.mount(&store);
+    (0..5_u8).for_each(|number| assert!(put(&fs, &[b'0' + number], b"small") > 0));
+    fs.commit_all().unwrap();
+    let (stop, taken) = (AtomicBool::new(false), AtomicU64::new(0));
+    let pace = |_| stop.store(taken.fetch_add(1, Ordering::Relaxed) == 2, Ordering::Relaxed);
+    let (outcome, progress) = rekey_with(&fs, &Plan::default(), &stop, &pace);
+    assert!(matches!(outcome, Err(Stopped::Asked)) && at(&progress.rekeyed) == 3);
+    assert_eq!(epochs(&store), [0; 5], "nothing is committed yet");
+    assert_eq!(at(&complete(&fs).rekeyed), 2);
+    assert_eq!(epochs(&store), [1; 5]);
+}
+
+#[test]
 fn a_part_of_the_tree_or_what_is_old_gets_new_keys_and_the_rest_keeps_its_own() {
     let cloud = Cloud::default();
     let store = cloud.make("a", None, 5);

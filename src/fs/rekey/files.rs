@@ -104,9 +104,9 @@ impl<'a> Files<'a> {
         }
         let file = self.work.obtain(ino, store, path)?;
         if self.plan.wants(&file.header(), self.target) {
-            self.renew(&file, store)?;
+            return self.renew(&file, store);
         }
-        Ok(())
+        Ok(self.work.see_to(&file)?)
     }
 
     /// Gives a file a new key. One that is between two goes on to the second of them first.
@@ -133,7 +133,7 @@ impl<'a> Files<'a> {
                 Ok(stepped) => stepped,
                 Err(file::Error::Damaged(damage)) => {
                     // What was done before is kept, and can be read; so can the rest, as far as it could be before.
-                    self.commit(file)?;
+                    self.work.commit(file)?;
                     return Err(Problem::from(&damage));
                 }
                 Err(error) => return Err(self.work.stopped(error.into()).into()),
@@ -142,7 +142,7 @@ impl<'a> Files<'a> {
             progress.bytes.fetch_add(stepped.bytes, Ordering::Relaxed);
             if !stepped.done {
                 progress.position.fetch_add(stepped.bytes, Ordering::Relaxed);
-                self.commit(file)?;
+                self.work.commit(file)?;
             } else if is_done(&file.header(), self.target) {
                 progress.rekeyed.fetch_add(1, Ordering::Relaxed);
                 self.batch_bytes += file.pending_bytes() as u64;
@@ -180,10 +180,6 @@ impl<'a> Files<'a> {
             self.envelope = envelope;
         }
         Ok(())
-    }
-
-    fn commit(&self, file: &File) -> Result<(), Stopped> {
-        file.sync(false).map_err(|error| self.work.stopped(error.into()))
     }
 
     /// Commits the files of which everything is sealed again.

@@ -470,7 +470,8 @@ impl System for Direct {
         match rekey.run(&Plan::default()) {
             Err(Stopped::Asked) => Ok(()),
             outcome => {
-                assert!(outcome.expect("it comes to its end").floor_raised);
+                let outcome = outcome.expect("it comes to its end");
+                assert!(outcome.floor_raised, "{outcome:?}");
                 Ok(())
             }
         }
