@@ -122,9 +122,8 @@ impl Rekey<'_> {
     fn below(&self, plan: &Plan, below: Option<&Place>) -> Result<Outcome, Stopped> {
         let (fs, what) = (self.fs, plan.what());
         fs.sweep_first(self.stop, self.wait)?;
-        let volume_key = fs.copy_of_volume_key()?;
         fs.envelopes.renew();
-        let target = fs.volume.begin_rekey(what, plan.anew, &volume_key)?;
+        let target = fs.volume.begin_rekey(what, plan.anew, &fs.copy_of_volume_key()?)?;
         fs.note_record();
         // Whoever had read the epoch before has finished when this is granted.
         drop(fs.namespace.write());
@@ -142,7 +141,7 @@ impl Rekey<'_> {
             outcome = Outcome { left: found.left, left_count: found.left_count, floor_raised: false };
             let older = if what == RekeyState::All { self.look_once_more(target)? } else { 0 };
             if older == 0 && outcome.left_count == 0 {
-                fs.volume.end_rekey(what, target, &volume_key)?;
+                fs.volume.end_rekey(what, target, &fs.copy_of_volume_key()?)?;
                 fs.note_record();
                 outcome.floor_raised = what == RekeyState::All;
                 if outcome.floor_raised {

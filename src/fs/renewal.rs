@@ -8,7 +8,7 @@ use super::volume::VolumeError;
 use super::walk::{Look, Seen};
 use super::*;
 use crate::crypto::Secret32;
-use crate::file::{Batched, Damage};
+use crate::file::{self, Batched, Damage};
 use crate::kms::{KmsError, KmsErrorKind, Wrapped};
 use crate::lease::LeaseError;
 use std::io;
@@ -261,12 +261,16 @@ impl<'a> Work<'a> {
         }
     }
 
-    pub fn commit(&self, file: &File) -> Result<(), Stopped> {
-        file.sync(false).map_err(|error| self.stopped(error.into()))
+    /// Makes durable what a file has in memory.
+    pub fn commit(&self, file: &File) -> Result<(), Problem> {
+        file.sync(false).map_err(|error| match error {
+            file::Error::Damaged(damage) => Problem::from(&damage),
+            error => self.stopped(error.into()).into(),
+        })
     }
 
     /// A file has in memory what its header on the disk has not: one that was stopped may have left it so.
-    pub fn see_to(&self, file: &File) -> Result<(), Stopped> {
+    pub fn see_to(&self, file: &File) -> Result<(), Problem> {
         if file.waits_for_commit() { self.commit(file) } else { Ok(()) }
     }
 
@@ -293,6 +297,7 @@ pub(super) fn stopped(stop: &AtomicBool, error: Error) -> Stopped {
     match error {
         _ if stop.load(Ordering::Relaxed) => Stopped::Asked,
         Error::Errno(number) => io::Error::from_raw_os_error(number).into(),
+        Error::Damaged | Error::Stale => io::Error::from_raw_os_error(libc::EIO).into(),
         _ => Stopped::Locked,
     }
 }

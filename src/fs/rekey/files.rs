@@ -106,7 +106,7 @@ impl<'a> Files<'a> {
         if self.plan.wants(&file.header(), self.target) {
             return self.renew(&file, store);
         }
-        Ok(self.work.see_to(&file)?)
+        self.work.see_to(&file)
     }
 
     /// Gives a file a new key. One that is between two goes on to the second of them first.
