@@ -5,6 +5,7 @@ use super::errand::Errand;
 use super::gatekeeper::{Gatekeeper, Parts};
 use super::guard::{Guard, Subject};
 use super::maintenance::Maintenance;
+use super::rekey::{RekeyOrder, Rekeyer};
 use super::rewrap::Rewrapper;
 use super::scrub::Scrubber;
 use super::trail::{Trail, note_new_kek};
@@ -150,6 +151,7 @@ fn run(
         .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
     let scrubber = Arc::new(Scrubber::new(Arc::clone(&fs)));
     let rewrapper = Arc::new(Rewrapper::new(Arc::clone(&fs)));
+    let rekeyer = Arc::new(Rekeyer::new(Arc::clone(&fs)));
     let parts = Arc::new(Parts {
         fs: Arc::clone(&fs),
         buffers,
@@ -160,6 +162,7 @@ fn run(
         recorder: trail.recorder(),
         scrubber: Arc::clone(&scrubber),
         rewrapper: Arc::clone(&rewrapper),
+        rekeyer: Arc::clone(&rekeyer),
     });
     let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
     let served = std::thread::Builder::new()
@@ -180,13 +183,13 @@ fn run(
     let maintenance = Maintenance::start(parts, options.check_rotation);
     let started = socket.and_then(|socket| {
         let (fs, keeper) = (Arc::clone(&fs), Arc::clone(&keeper));
-        let (scrubber, rewrapper) = (Arc::clone(&scrubber), Arc::clone(&rewrapper));
+        let (scrubber, rewrapper, rekeyer) = (Arc::clone(&scrubber), Arc::clone(&rewrapper), Arc::clone(&rekeyer));
         let (policy, place) = (options.policy, mountpoint.to_owned());
         let (read_only, guard) = (options.flags.read_only, guard.clone());
         socket
             .serve(move |command| {
-                answer(command, &keeper, &scrubber, &rewrapper, || {
-                    let jobs = (scrubber.status(), rewrapper.status());
+                answer(command, &keeper, &scrubber, &rewrapper, &rekeyer, || {
+                    let jobs = (scrubber.status(), rewrapper.status(), rekeyer.status());
                     Status::of(&fs, &keeper, &policy, &place, read_only, jobs, guard.as_deref())
                 })
             })
@@ -204,6 +207,7 @@ fn run(
             let ended = served.join();
             scrubber.close();
             rewrapper.close();
+            rekeyer.close();
             maintenance.stop();
             finish(&fs, &keeper, &trail, guard.as_deref());
             drop(trail);
@@ -219,6 +223,7 @@ fn run(
             let _ = served.join();
             scrubber.close();
             rewrapper.close();
+            rekeyer.close();
             maintenance.stop();
             finish(&fs, &keeper, &trail, guard.as_deref());
             Err(failure)
@@ -443,6 +448,7 @@ fn answer(
     keeper: &Keeper,
     scrubber: &Scrubber,
     rewrapper: &Rewrapper,
+    rekeyer: &Rekeyer,
     status: impl Fn() -> Status,
 ) -> Reply {
     match command {
@@ -484,6 +490,18 @@ fn answer(
         },
         Command::RewrapCancel if rewrapper.cancel() => Reply::Done,
         Command::RewrapCancel => Reply::Failed(Problem::new("other", "no rewrap runs on this mount")),
+        Command::Rekey { path, older_than_s, anew, rate } => {
+            match rekeyer.start(RekeyOrder { path, older_than_s, anew, rate }) {
+                Ok(status) => Reply::Rekey { status: Box::new(status), left: Vec::new() },
+                Err(problem) => Reply::Failed(problem),
+            }
+        }
+        Command::RekeyProgress { number } => match rekeyer.progress(number) {
+            Ok((status, left)) => Reply::Rekey { status: Box::new(status), left },
+            Err(problem) => Reply::Failed(problem),
+        },
+        Command::RekeyCancel if rekeyer.cancel() => Reply::Done,
+        Command::RekeyCancel => Reply::Failed(Problem::new("other", "no rekey runs on this mount")),
     }
 }
 
