@@ -19,7 +19,7 @@ mod transfer;
 mod umount;
 
 use crate::failure::{Exit, Failure};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Encrypted files that can be read only while a key in a cloud KMS says so.
@@ -80,6 +80,11 @@ enum Command {
     /// Make a raw key, or test a key in a KMS
     #[command(subcommand)]
     Key(key::KeyCommand),
+}
+
+/// What the command line looks like, for whoever writes manual pages and completions of it.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Runs the program's command line and returns the process's exit code.
