@@ -1,0 +1,88 @@
+//! The package from its installation to its end.
+
+use crate::debian::Debian;
+use crate::{Outcome, package};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+/// Files of kmsfs, but for volumes, and what apt and dpkg note of every package that ever was.
+const LEFT: &str = "find / -xdev -name '*kmsfs*' -not -path '/proc/*' -not -path '/srv/*' -not -path '/packages*' \
+    -not -path '/var/log/*' -not -path '/var/cache/*' | sort";
+
+/// The process that serves a mount, and its program.
+fn served_by(debian: &Debian, mountpoint: &str) -> (String, String) {
+    let process = debian.ok(&format!("kmsfs status --json {mountpoint} | sed -n 's/.*\"pid\": *\\([0-9]*\\).*/\\1/p'"));
+    let process = process.trim().to_owned();
+    let program = debian.ok(&format!("readlink /proc/{process}/exe")).trim().to_owned();
+    (process, program)
+}
+
+#[test]
+fn a_package_is_installed_used_upgraded_removed_and_purged_on_debian_12() -> Outcome {
+    let debian = Debian::new();
+    let packages = debian.path("packages");
+    for (name, version) in [("old.deb", "0.0.1-1"), ("new.deb", "99.0-1")] {
+        fs::create_dir_all(&packages)?;
+        fs::rename(package(version, &packages), packages.join(name))?;
+    }
+    let install =
+        |name: &str| debian.ok(&format!("apt-get --yes --no-install-recommends install /packages/{name} 2>&1"));
+
+    install("old.deb");
+    assert!(debian.ok("kmsfs --version").starts_with("kmsfs "));
+    assert!(debian.ok("dpkg --verify kmsfs").is_empty());
+    assert!(debian.ok("dpkg --status fuse3").contains("install ok installed"));
+    for (path, mode) in [("etc/kmsfs", 0o750), ("etc/kmsfs/credentials", 0o700), ("var/lib/kmsfs", 0o700)] {
+        assert_eq!(fs::metadata(debian.path(path))?.permissions().mode() & 0o7777, mode, "{path}");
+    }
+    for (page, words) in [("kmsfs-mount", "EXIT STATUS"), ("mount.kmsfs", "fstab"), ("mount.fuse.kmsfs", "fstab")] {
+        assert!(debian.ok(&format!("man {page} 2>&1")).contains(words), "{page}");
+    }
+
+    // A volume under the embedded vault, mounted by the program, and another under a raw key, mounted by mount(8).
+    debian.ok("kmsfs dev-vault start --state /srv/vault && kmsfs dev-vault key create demo --state /srv/vault
+        . /srv/vault/env && mkdir /mnt/one /mnt/two
+        kmsfs init /srv/one --kek \"$KMSFS_DEV_VAULT_URL/keys/demo\" && kmsfs mount /srv/one /mnt/one
+        kmsfs key generate --output /srv/key && kmsfs init /srv/two --kek file:/srv/key
+        mount -t kmsfs /srv/two /mnt/two && echo before >/mnt/one/file && echo before >/mnt/two/file");
+    let (old, program) = served_by(&debian, "/mnt/one");
+    assert_eq!(program, "/usr/bin/kmsfs");
+
+    let said = install("new.deb");
+    assert!(said.contains("goes on with version 0.0.1-1"), "{said}");
+    assert!(debian.ok("dpkg-query --show --showformat '${Version}' kmsfs").contains("99.0-1"));
+    assert_eq!(served_by(&debian, "/mnt/one"), (old.clone(), "/usr/bin/kmsfs (deleted)".to_owned()));
+    debian.ok("for m in one two; do grep -qx before /mnt/$m/file && echo after >/mnt/$m/file && kmsfs lock /mnt/$m
+        ! cat /mnt/$m/file 2>/dev/null && kmsfs unlock /mnt/$m && grep -qx after /mnt/$m/file; done");
+    debian.ok(
+        ". /srv/vault/env && kmsfs umount /mnt/one && kmsfs mount /srv/one /mnt/one && grep -qx after /mnt/one/file",
+    );
+    let (new, program) = served_by(&debian, "/mnt/one");
+    assert_eq!(program, "/usr/bin/kmsfs");
+    assert_ne!(new, old);
+
+    let said = debian.ok("apt-get --yes remove kmsfs 2>&1");
+    assert!(said.contains("/mnt/one") && said.contains("/mnt/two"), "{said}");
+    debian.ok("echo removed >/mnt/one/file && grep -qx removed /mnt/one/file && umount /mnt/one /mnt/two");
+
+    // What the administrator made stays, and is named.
+    install("new.deb");
+    fs::write(debian.path("etc/kmsfs/tenant-a.toml"), "")?;
+    fs::write(debian.path("etc/kmsfs/credentials/tenant-a"), "")?;
+    let said = debian.ok("apt-get --yes purge kmsfs 2>&1");
+    for directory in ["/etc/kmsfs", "/etc/kmsfs/credentials"] {
+        assert!(said.contains(&format!("kmsfs: {directory} is not empty")), "{said}");
+    }
+    assert_eq!(debian.ok(LEFT), "/etc/kmsfs\n");
+    assert!(debian.path("etc/kmsfs/credentials/tenant-a").exists());
+
+    install("new.deb");
+    debian.ok(". /srv/vault/env && kmsfs mount /srv/one /mnt/one
+        grep -qx removed /mnt/one/file && kmsfs umount /mnt/one && kmsfs dev-vault stop --state /srv/vault");
+    fs::remove_file(debian.path("etc/kmsfs/tenant-a.toml"))?;
+    fs::remove_file(debian.path("etc/kmsfs/credentials/tenant-a"))?;
+    debian.ok("apt-get --yes purge kmsfs 2>&1");
+    assert_eq!(debian.ok(LEFT), "");
+    assert!(debian.path("srv/one/volume.kmsfs").exists());
+    Ok(())
+}
