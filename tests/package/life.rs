@@ -40,11 +40,17 @@ fn a_package_is_installed_used_upgraded_removed_and_purged_on_debian_12() -> Out
     }
 
     // A volume under the embedded vault, mounted by the program, and another under a raw key, mounted by mount(8).
-    debian.ok("kmsfs dev-vault start --state /srv/vault && kmsfs dev-vault key create demo --state /srv/vault
-        . /srv/vault/env && mkdir /mnt/one /mnt/two
-        kmsfs init /srv/one --kek \"$KMSFS_DEV_VAULT_URL/keys/demo\" && kmsfs mount /srv/one /mnt/one
-        kmsfs key generate --output /srv/key && kmsfs init /srv/two --kek file:/srv/key
-        mount -t kmsfs /srv/two /mnt/two && echo before >/mnt/one/file && echo before >/mnt/two/file");
+    debian.ok("kmsfs dev-vault start --state /srv/vault
+        kmsfs dev-vault key create demo --state /srv/vault
+        . /srv/vault/env
+        mkdir /mnt/one /mnt/two
+        kmsfs init /srv/one --kek \"$KMSFS_DEV_VAULT_URL/keys/demo\"
+        kmsfs mount /srv/one /mnt/one
+        kmsfs key generate --output /srv/key
+        kmsfs init /srv/two --kek file:/srv/key
+        mount -t kmsfs /srv/two /mnt/two
+        echo before >/mnt/one/file
+        echo before >/mnt/two/file");
     let (old, program) = served_by(&debian, "/mnt/one");
     assert_eq!(program, "/usr/bin/kmsfs");
 
@@ -52,18 +58,25 @@ fn a_package_is_installed_used_upgraded_removed_and_purged_on_debian_12() -> Out
     assert!(said.contains("goes on with version 0.0.1-1"), "{said}");
     assert!(debian.ok("dpkg-query --show --showformat '${Version}' kmsfs").contains("99.0-1"));
     assert_eq!(served_by(&debian, "/mnt/one"), (old.clone(), "/usr/bin/kmsfs (deleted)".to_owned()));
-    debian.ok("for m in one two; do grep -qx before /mnt/$m/file && echo after >/mnt/$m/file && kmsfs lock /mnt/$m
-        ! cat /mnt/$m/file 2>/dev/null && kmsfs unlock /mnt/$m && grep -qx after /mnt/$m/file; done");
-    debian.ok(
-        ". /srv/vault/env && kmsfs umount /mnt/one && kmsfs mount /srv/one /mnt/one && grep -qx after /mnt/one/file",
-    );
+    debian.ok("for mountpoint in /mnt/one /mnt/two; do
+            grep -qx before $mountpoint/file
+            echo after >$mountpoint/file
+            kmsfs lock $mountpoint
+            if cat $mountpoint/file; then exit 1; fi
+            kmsfs unlock $mountpoint
+            grep -qx after $mountpoint/file
+        done
+        . /srv/vault/env
+        kmsfs umount /mnt/one
+        kmsfs mount /srv/one /mnt/one
+        grep -qx after /mnt/one/file");
     let (new, program) = served_by(&debian, "/mnt/one");
     assert_eq!(program, "/usr/bin/kmsfs");
     assert_ne!(new, old);
 
     let said = debian.ok("apt-get --yes remove kmsfs 2>&1");
     assert!(said.contains("/mnt/one") && said.contains("/mnt/two"), "{said}");
-    debian.ok("echo removed >/mnt/one/file && grep -qx removed /mnt/one/file && umount /mnt/one /mnt/two");
+    debian.ok("echo removed >/mnt/one/file; grep -qx removed /mnt/one/file; umount /mnt/one /mnt/two");
 
     // What the administrator made stays, and is named.
     install("new.deb");
@@ -77,8 +90,11 @@ fn a_package_is_installed_used_upgraded_removed_and_purged_on_debian_12() -> Out
     assert!(debian.path("etc/kmsfs/credentials/tenant-a").exists());
 
     install("new.deb");
-    debian.ok(". /srv/vault/env && kmsfs mount /srv/one /mnt/one
-        grep -qx removed /mnt/one/file && kmsfs umount /mnt/one && kmsfs dev-vault stop --state /srv/vault");
+    debian.ok(". /srv/vault/env
+        kmsfs mount /srv/one /mnt/one
+        grep -qx removed /mnt/one/file
+        kmsfs umount /mnt/one
+        kmsfs dev-vault stop --state /srv/vault");
     fs::remove_file(debian.path("etc/kmsfs/tenant-a.toml"))?;
     fs::remove_file(debian.path("etc/kmsfs/credentials/tenant-a"))?;
     debian.ok("apt-get --yes purge kmsfs 2>&1");
