@@ -24,6 +24,7 @@ use crate::journal::recovery;
 use crate::kms::{KekRef, Kms, Ring};
 use crate::lease::{Canary, Event, Keeper, Leases, LockReason, UnlockError};
 use crate::store::dir::{AccessTimes, DirStore};
+use crate::tenant::Suspension;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,9 +161,10 @@ fn run(
         .name("kmsfs-session".into())
         .spawn(move || session.run())
         .map_err(|error| failed("no thread to serve the kernel", &error))?;
+    let gatekeeper = Arc::new(Gatekeeper(Arc::clone(&parts)));
     let keeper = Keeper::start(
         Arc::clone(leases),
-        Arc::new(Gatekeeper(Arc::clone(&parts))),
+        Arc::<Gatekeeper>::clone(&gatekeeper),
         canary,
         options.policy,
         tell(trail.recorder()),
@@ -176,16 +178,29 @@ fn run(
         let (fs, keeper) = (Arc::clone(&fs), Arc::clone(&keeper));
         let (scrubber, rewrapper) = (Arc::clone(&scrubber), Arc::clone(&rewrapper));
         let (policy, place) = (options.policy, mountpoint.to_owned());
-        let (read_only, guard) = (options.flags.read_only, guard.clone());
+        let (read_only, guard, tenant) = (options.flags.read_only, guard.clone(), options.tenant.clone());
         socket
             .serve(move |command| {
+                if let Command::Stop = command {
+                    return gatekeeper
+                        .stop()
+                        .map_or_else(|error| Reply::Failed(Problem::from(error)), |()| Reply::Done);
+                }
+                if let (Command::Unlock, Some(tenant)) = (&command, &tenant)
+                    && let Err(failure) = Suspension::forbids(tenant)
+                {
+                    return Reply::Failed(failure.into());
+                }
                 answer(command, &keeper, &scrubber, &rewrapper, || {
                     let jobs = (scrubber.status(), rewrapper.status());
-                    Status::of(&fs, &keeper, &policy, &place, read_only, jobs, guard.as_deref())
+                    let status = Status::of(&fs, &keeper, &policy, &place, read_only, jobs, guard.as_deref());
+                    Status { tenant: tenant.clone(), ..status }
                 })
             })
             .map_err(|error| failed("the control socket cannot be served", &error))?;
         end_on_signals(options.mountpoint.clone()).map_err(|error| failed("signals cannot be handled", &error))?;
+        // Whoever suspends writes that down, and then looks for a mount to lock: one of the two sees the other.
+        options.tenant.as_ref().map_or(Ok(()), Suspension::forbids)?;
         // Answered by the session's own threads: from here on everybody gets an answer.
         Errand::ask(mountpoint).run().map_err(|error| failed("the mount does not answer", &error))?;
         Ok(socket)
@@ -266,7 +281,8 @@ fn answer(
 ) -> Reply {
     match command {
         Command::Status => Reply::Status(Box::new(status())),
-        Command::Watch => Reply::Done,
+        // The end has been dealt with, where the mount is at hand.
+        Command::Watch | Command::Stop => Reply::Done,
         Command::Lock => {
             keeper.lock();
             Reply::Done
