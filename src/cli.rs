@@ -15,6 +15,7 @@ mod rewrap;
 mod rollback;
 mod scrub;
 mod status;
+mod tenant;
 mod transfer;
 mod umount;
 
@@ -45,6 +46,9 @@ enum Command {
     Mount(mount::Mount),
     /// Unmount, and wait until everything is stored
     Umount(umount::Umount),
+    /// List, check, suspend and resume the tenants whose volumes are mounted on this machine
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
     /// Show how mounts are doing
     Status(status::StatusCommand),
     /// Show what a volume is, without its key
@@ -100,6 +104,7 @@ pub fn run() -> ExitCode {
         Command::Init(command) => init::run(&command),
         Command::Mount(command) => mount::run(&command),
         Command::Umount(command) => umount::run(&command),
+        Command::Tenant(command) => tenant::run(&command),
         Command::Status(command) => status::run(&command),
         Command::Info(command) => info::run(&command),
         Command::Audit(command) => audit::run(&command),

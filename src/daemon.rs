@@ -1,6 +1,7 @@
 //! A mount as a process: opening the volume, serving the kernel, locking and unlocking, scrubbing and rewrapping, the control
 //! socket, and the end. Depends on everything below. Failures are those of the command line, as they end up there.
 
+mod bring_up;
 pub mod control;
 pub mod errand;
 mod gatekeeper;

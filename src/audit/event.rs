@@ -274,6 +274,18 @@ pub enum Event {
         /// It came to its end, with nothing left out.
         complete: bool,
     },
+    /// The operator suspended the tenant whose volume it is: it stays locked until it is resumed.
+    Suspend {
+        /// The tenant.
+        tenant: String,
+        /// In the operator's words.
+        reason: String,
+    },
+    /// The operator ended that.
+    Resume {
+        /// The tenant.
+        tenant: String,
+    },
     /// Authenticates all lines before this one.
     Checkpoint {
         /// See [`super::mac`].
@@ -389,6 +401,8 @@ impl Event {
             Self::Check { .. } => "check",
             Self::Import { .. } => "import",
             Self::Export { .. } => "export",
+            Self::Suspend { .. } => "suspend",
+            Self::Resume { .. } => "resume",
             Self::Checkpoint { .. } => "checkpoint",
             Self::Repeated { .. } => "repeated",
             Self::Lost { .. } => "lost",

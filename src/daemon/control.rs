@@ -4,6 +4,7 @@
 
 use super::{LeftFile, RewrapStatus, ScrubStatus, Status};
 use crate::check::Finding;
+use crate::failure::{Exit, Failure};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::num::NonZeroU64;
@@ -28,6 +29,8 @@ pub enum Command {
     Lock,
     /// Unlock by the operator's hand.
     Unlock,
+    /// Store what was written, and take the mount away from whoever uses it; answered when it is gone.
+    Stop,
     /// Which process it is; the connection then shows when it ends.
     Watch,
     /// Begin to authenticate everything.
@@ -96,7 +99,7 @@ pub enum Reply {
 /// What went wrong: a kind for the program, words for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// `refused`, `unreachable`, `credentials`, `misconfigured`, `damaged`, `busy`, `locked`, `store` or `other`.
+    /// `refused`, `unreachable`, `credentials`, `misconfigured`, `damaged`, `busy`, `locked`, `store`, `suspended` or `other`.
     pub kind: String,
     /// What happened.
     pub message: String,
@@ -113,6 +116,19 @@ impl Problem {
     /// With a hint.
     pub fn hint(self, hint: &str) -> Self {
         Self { hint: Some(hint.to_owned()), ..self }
+    }
+}
+
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        Self::new("other", error.to_string())
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        let kind = if failure.exit == Exit::Suspended { "suspended" } else { "other" };
+        Self { kind: kind.to_owned(), message: failure.message, hint: failure.hint }
     }
 }
 

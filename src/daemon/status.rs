@@ -5,6 +5,7 @@ use super::{RewrapStatus, ScrubStatus};
 use crate::format::volume::KekRole;
 use crate::fs::Fs;
 use crate::lease::{BootTime, Keeper, LeaseStats, LockReason, OnRevoked, Policy, State};
+use crate::tenant::TenantName;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
@@ -34,6 +35,9 @@ pub struct Status {
     pub volume: PathBuf,
     /// The volume's id.
     pub volume_id: String,
+    /// Whose it is; `null` unless it was mounted as a tenant's.
+    #[serde(default)]
+    pub tenant: Option<TenantName>,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// The process that serves it.
@@ -104,6 +108,7 @@ impl Status {
             last_error: lease.last_error.map(|error| error.to_string()),
             volume: fs.volume().path().to_owned(),
             volume_id: fs.volume().record().id.to_string(),
+            tenant: None,
             mountpoint: mountpoint.to_owned(),
             pid: std::process::id(),
             read_only,

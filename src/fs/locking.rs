@@ -73,6 +73,11 @@ impl Fs {
         drop(self.gate.try_write_for(patience));
     }
 
+    /// Lets everything through again, after a drain that no lock followed.
+    pub fn end_drain(&self) {
+        self.draining.store(false, Ordering::Release);
+    }
+
     /// Takes something away, or gives it back, without closing the gate.
     pub fn restrict(&self, restriction: Option<OnRevoked>) {
         *self.restricted.write() = restriction;

@@ -34,6 +34,7 @@ mod rollback;
 mod scrub;
 mod storms;
 mod tamper;
+mod tenants;
 mod transfer;
 mod transit;
 mod unlinked;
