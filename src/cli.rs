@@ -91,6 +91,11 @@ pub fn command() -> clap::Command {
     Arguments::command()
 }
 
+/// The options of `kmsfs mount` that a tenant's configuration may set, by their long names.
+pub fn tenant_keys() -> Vec<crate::tenant::Key> {
+    mount::tenant::keys()
+}
+
 /// Runs the program's command line and returns the process's exit code.
 pub fn run() -> ExitCode {
     let arguments = match Arguments::try_parse() {

@@ -2,6 +2,7 @@
 //! `manual DIRECTORY YYYY-MM-DD`. The options come from the program itself, the rest from `texts.rs`.
 //! It fails if a command has no text, a text no command, or an example is not a command line.
 
+mod config;
 mod page;
 mod texts;
 
@@ -41,6 +42,7 @@ fn write(directory: &Path, date: &str) -> Outcome {
     root.build();
     let mut texts: Vec<&Text> = texts::all();
     pages(&root, None, &mut texts, directory, date)?;
+    fs::write(directory.join("kmsfs.toml.5"), config::page(&root, date)?)?;
     match texts.first() {
         Some(text) => Err(format!("texts.rs has a text of '{}', which is not a command", text.command).into()),
         None => Ok(()),

@@ -3,6 +3,7 @@
 mod dev_vault;
 mod keys;
 mod mounts;
+mod tenants;
 mod volumes;
 
 /// What one page says.
@@ -21,7 +22,7 @@ pub struct Text {
 
 /// The texts of all commands.
 pub fn all() -> Vec<&'static Text> {
-    [ROOT, volumes::TEXTS, mounts::TEXTS, keys::TEXTS, dev_vault::TEXTS].into_iter().flatten().collect()
+    [ROOT, volumes::TEXTS, mounts::TEXTS, tenants::TEXTS, keys::TEXTS, dev_vault::TEXTS].into_iter().flatten().collect()
 }
 
 const ROOT: &[Text] = &[Text {
@@ -43,5 +44,5 @@ The log is written at the level that the environment variable KMSFS_LOG names, f
         ("Unmount it", "kmsfs umount /data/tenant-a"),
     ],
     exits: &[],
-    see: &["kmsfs init", "kmsfs mount", "kmsfs status", "kmsfs key test", "kmsfs dev-vault", "mount.kmsfs(8)", "fuse(4)"],
+    see: &["kmsfs init", "kmsfs mount", "kmsfs status", "kmsfs key test", "kmsfs tenant", "kmsfs dev-vault", "kmsfs.toml(5)", "mount.kmsfs(8)", "fuse(4)"],
 }];
