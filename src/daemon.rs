@@ -1,6 +1,7 @@
 //! A mount as a process: opening the volume, serving the kernel, locking and unlocking, scrubbing and rewrapping, the control
 //! socket, and the end. Depends on everything below. Failures are those of the command line, as they end up there.
 
+pub mod attach;
 mod bring_up;
 pub mod control;
 pub mod errand;
@@ -14,6 +15,7 @@ mod process;
 mod rewrap;
 mod scrub;
 mod serve;
+mod service;
 mod status;
 mod trail;
 
@@ -23,4 +25,5 @@ pub use process::harden;
 pub use rewrap::{LeftFile, RewrapStatus, Rewrapper};
 pub use scrub::ScrubStatus;
 pub use serve::{Stage, serve};
+pub use service::Service;
 pub use status::Status;

@@ -19,6 +19,7 @@ use crate::fs::{Creator, Error, Fs, Keeps, Result};
 pub use buffers::Buffers;
 use cached::Cached;
 use convert::attr_of;
+pub use direct::{attach, device};
 use flags::Flags;
 use forget::Forgetter;
 use fuser::{Errno, FopenFlags, Generation, MountOption, ReplyEmpty, ReplyEntry, ReplyXattr, Request, SessionACL};
@@ -146,7 +147,8 @@ fn threads() -> usize {
         .min(MAX_THREADS)
 }
 
-/// Mounts and shakes hands with the kernel. Threads serve it once the session runs.
+/// Mounts, unless `attached` is a device that is mounted already, and shakes hands with the kernel. Threads serve it once
+/// the session runs.
 ///
 /// # Errors
 /// The system's.
@@ -155,6 +157,7 @@ pub fn mount(
     mountpoint: &Path,
     source: &Path,
     flags: &Flags,
+    attached: Option<std::os::fd::OwnedFd>,
 ) -> std::io::Result<fuser::Session<Kernel>> {
     let mut config = fuser::Config::default();
     let choose = |set: bool, yes, no| if set { yes } else { no };
@@ -175,7 +178,9 @@ pub fn mount(
     config.n_threads = Some(threads());
     config.clone_fd = true;
     let forgetter = Arc::clone(&kernel.forgetter);
-    let session = if rustix::process::geteuid().is_root() {
+    let session = if let Some(device) = attached {
+        fuser::Session::from_fd(kernel, device, config.acl, config)?
+    } else if rustix::process::geteuid().is_root() {
         let device = direct::mount(mountpoint, &source.display().to_string(), flags)?;
         fuser::Session::from_fd(kernel, device, config.acl, config).inspect_err(|_| {
             let _ = rustix::mount::unmount(mountpoint, rustix::mount::UnmountFlags::DETACH);

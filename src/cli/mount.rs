@@ -5,7 +5,7 @@ pub mod tenant;
 use super::{Exit, Failure};
 use crate::audit::Limits;
 use crate::daemon::guard::{GuardOptions, GuardPlace};
-use crate::daemon::{MountOptions, Stage, serve};
+use crate::daemon::{MountOptions, Service, Stage, serve};
 use crate::fuse::flags::Flags;
 use crate::lease::{KMS_RATE, OnRevoked, Policy};
 use crate::tenant::TenantName;
@@ -91,6 +91,9 @@ pub struct Mount {
     /// The background process of `mount`, which reports on standard output
     #[arg(long, hide = true)]
     report: bool,
+    /// Have `kmsfs tenant attach` make the mount, from outside of the namespace that this process is in
+    #[arg(long, hide = true, requires = "foreground")]
+    attached: bool,
     /// The process of a tenant, which has its options and its credentials already
     #[arg(long, hide = true, requires = "tenant")]
     expanded: bool,
@@ -136,10 +139,13 @@ pub fn run(arguments: &Mount) -> Result<(), Failure> {
     }
     if arguments.foreground {
         log();
-        return serve(&options, |stage| {
-            if let Stage::Ready = stage {
-                tracing::info!("mounted");
-            }
+        let (service, attached) = (options.service, options.attached);
+        return serve(&options, |stage| match stage {
+            Stage::Waiting(why) => service.waiting(&why),
+            Stage::Warned(_) => (),
+            Stage::Offered => service.ready("prepared; to be mounted"),
+            Stage::Ready if attached => service.status("unlocked"),
+            Stage::Ready => service.ready("unlocked"),
         });
     }
     start_background(arguments)
@@ -178,6 +184,9 @@ impl Mount {
             flags,
             guard: guard.map(|place| GuardOptions { place, warn: self.on_rollback == OnRollback::Warn }),
             audit: Limits { keep: self.audit_keep.0, ..Limits::default() },
+            // In the background it is nobody's service, whoever started the command.
+            service: Service::new(self.foreground),
+            attached: self.attached,
             labels: self.label.iter().cloned().collect(),
         })
     }
@@ -255,6 +264,7 @@ fn in_background(options: &MountOptions) -> Result<(), Failure> {
         match stage {
             Stage::Waiting(why) => return report(&Report::Waiting { why }),
             Stage::Warned(what) => return report(&Report::Warning { what }),
+            Stage::Offered => return,
             Stage::Ready => (),
         }
         mounted = true;

@@ -25,6 +25,18 @@ pub enum TenantCommand {
     Suspend(suspend::Suspend),
     /// Take that back
     Resume(suspend::Resume),
+    /// Mount what a tenant's service offers, which cannot do it itself
+    #[command(hide = true)]
+    Attach(Attach),
+}
+
+/// `tenant attach`.
+#[derive(Args)]
+pub struct Attach {
+    /// The tenant
+    tenant: TenantName,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// Where the configurations are.
@@ -48,6 +60,10 @@ pub fn run(command: &TenantCommand) -> Result<(), Failure> {
         TenantCommand::Check(arguments) => check::run(arguments),
         TenantCommand::Suspend(arguments) => suspend::suspend(arguments),
         TenantCommand::Resume(arguments) => suspend::resume(arguments),
+        TenantCommand::Attach(arguments) => {
+            let options = Loaded::without_credentials(&arguments.place.directory(), &arguments.tenant)?.options;
+            crate::daemon::attach::attach(&options.mountpoint, options.flags.nonempty)
+        }
     }
 }
 

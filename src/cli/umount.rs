@@ -33,6 +33,9 @@ pub struct Umount {
     /// Store what was written, and end it even if somebody uses it: they get errors
     #[arg(long, conflicts_with = "lazy")]
     force: bool,
+    /// It is no failure if nothing is mounted
+    #[arg(long, short = 'q')]
+    quiet: bool,
 }
 
 /// How it is taken away from whoever uses it.
@@ -58,9 +61,20 @@ pub fn run(arguments: &Umount) -> Result<(), Failure> {
     if let Some(tenant) = &arguments.tenant {
         let directory = config_directory(arguments.config_dir.clone());
         let config = Config::read(&directory, tenant, &super::mount::tenant::keys())?;
-        return umount(&config.mountpoint, how);
+        return unless_absent(arguments.quiet, &config.mountpoint, how);
     }
-    umount(arguments.mountpoint.as_deref().unwrap_or(Path::new("")), how)
+    unless_absent(arguments.quiet, arguments.mountpoint.as_deref().unwrap_or(Path::new("")), how)
+}
+
+fn unless_absent(quiet: bool, mountpoint: &Path, how: How) -> Result<(), Failure> {
+    let ours = |path: &PathBuf| {
+        let mounted = mountpoint::mounted_at(path).ok().flatten();
+        mounted.is_some_and(|mounted| mounted.fs_type == mountpoint::FS_TYPE)
+    };
+    match mountpoint::absolute(mountpoint) {
+        Ok(path) if quiet && !ours(&path) => Ok(()),
+        _ => umount(mountpoint, how),
+    }
 }
 
 /// Every mount whose process answers, and those whose process is dead, which no socket tells of.

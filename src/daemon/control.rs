@@ -150,6 +150,21 @@ pub fn path(mountpoint: &Path) -> PathBuf {
     directory().join(format!("{}.sock", &hash.to_hex()[..32]))
 }
 
+/// Makes [`directory`], for its own user only.
+///
+/// # Errors
+/// The system's; also if it belongs to somebody else.
+pub(super) fn make_directory() -> io::Result<()> {
+    let directory = directory();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+    let metadata = std::fs::symlink_metadata(&directory)?;
+    if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other(format!("{} belongs to somebody else", directory.display())));
+    }
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o700))?;
+    Ok(())
+}
+
 /// The socket of a mount that serves; removed when dropped.
 pub struct Socket {
     path: PathBuf,
@@ -162,13 +177,7 @@ impl Socket {
     /// # Errors
     /// The system's; also if the directory belongs to somebody else.
     pub fn bind(mountpoint: &Path) -> io::Result<Self> {
-        let directory = directory();
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        let metadata = std::fs::symlink_metadata(&directory)?;
-        if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
-            return Err(io::Error::other(format!("{} belongs to somebody else", directory.display())));
-        }
-        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o700))?;
+        make_directory()?;
         let path = path(mountpoint);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -172,11 +172,16 @@ impl Gatekeeper {
     /// # Errors
     /// If the mount cannot be taken away; it serves as before then.
     pub fn stop(&self) -> std::io::Result<()> {
+        self.last_drain();
+        super::mountpoint::bury(&self.mountpoint).inspect_err(|_| self.fs.end_drain())
+    }
+
+    /// Takes nothing new any more, and stores what there is.
+    pub fn last_drain(&self) {
         if self.fs.is_open() {
             self.fs.begin_drain(LockReason::Operator, LAST_OPERATIONS);
             self.drain(LAST_DRAIN);
         }
-        super::mountpoint::bury(&self.mountpoint).inspect_err(|_| self.fs.end_drain())
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a mount can be told.
 
+use super::Service;
 use super::guard::GuardOptions;
 use crate::audit::Limits;
 use crate::fuse::flags::Flags;
@@ -41,4 +42,8 @@ pub struct MountOptions {
     pub guard: Option<GuardOptions>,
     /// What it is to be known by in its metrics, beside its own names.
     pub labels: BTreeMap<String, String>,
+    /// The service manager is told how it is.
+    pub service: Service,
+    /// Another process mounts it ([`super::attach`]).
+    pub attached: bool,
 }

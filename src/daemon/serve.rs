@@ -1,5 +1,6 @@
 //! From a volume's directory to a mount that answers, and to its end.
 
+use super::attach::{self, Attached};
 use super::bring_up::{adopt_newest, bring_up, check_fuse, check_identity, take, wait_for_volume_key};
 use super::control::{Command, Problem, Reply, Socket};
 use super::errand::Errand;
@@ -9,7 +10,7 @@ use super::maintenance::Maintenance;
 use super::rewrap::Rewrapper;
 use super::scrub::Scrubber;
 use super::trail::{Trail, note_new_kek};
-use super::{MountOptions, Status, mountpoint, process};
+use super::{MountOptions, Service, Status, mountpoint, process};
 use crate::audit;
 use crate::crypto::Secret32;
 use crate::crypto::derive::VolumeKeys;
@@ -26,7 +27,8 @@ use crate::lease::{Canary, Event, Keeper, Leases, LockReason, UnlockError};
 use crate::store::dir::{AccessTimes, DirStore};
 use crate::tenant::Suspension;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 /// How long an unmount waits for operations that are still under way.
@@ -41,6 +43,8 @@ pub enum Stage {
     Waiting(String),
     /// Something that whoever mounts should know, though it goes on.
     Warned(String),
+    /// Another process can mount it now: [`super::attach`].
+    Offered,
     /// The mount answers.
     Ready,
 }
@@ -56,7 +60,9 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
         Failure::new(Exit::Failure, "this machine's AES-256-GCM gives wrong answers: nothing is touched")
     })?;
     let mountpoint = mountpoint::absolute(&options.mountpoint)?;
-    mountpoint::check(&mountpoint, options.flags.nonempty)?;
+    if !options.attached {
+        mountpoint::check(&mountpoint, options.flags.nonempty)?;
+    }
     check_fuse()?;
     // Other commands say where it is, from wherever they are called.
     let path = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
@@ -117,11 +123,21 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     if !fs.root_is_whole() {
         return Err(Failure::new(Exit::Volume, "the volume is damaged: its root directory has no id"));
     }
+    let attached = match options.attached {
+        true => {
+            Some(attach::offer(&mountpoint, &path, &options.flags, || reached(Stage::Offered)).map_err(|error| {
+                let message = format!("the mount was offered, and nobody made it: {error}");
+                Failure::new(Exit::Mountpoint, message)
+                    .hint("its unit has to have ExecStartPost=+kmsfs tenant attach TENANT")
+            })?)
+        }
+        false => None,
+    };
     let ready = || {
         holding.answers(&Holder::here(mountpoint.display().to_string()));
         reached(Stage::Ready);
     };
-    run(options, &mountpoint, fs, &leases, canary, (trail, audit_key, guard), ready)?;
+    run(options, &mountpoint, (fs, attached), &leases, canary, (trail, audit_key, guard), ready)?;
     drop(holding);
     Ok(())
 }
@@ -130,7 +146,7 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
 fn run(
     options: &MountOptions,
     mountpoint: &std::path::Path,
-    fs: Arc<Fs>,
+    (fs, attached): (Arc<Fs>, Option<(OwnedFd, Attached)>),
     leases: &Arc<Leases>,
     canary: Canary,
     (trail, audit_key, guard): (Trail, Secret32, Option<Guard>),
@@ -141,7 +157,8 @@ fn run(
     let kernel = Kernel::new(Arc::clone(&fs), Arc::clone(&buffers), options.flags.direct_io);
     let (wash, synced) = (kernel.wash(), kernel.synced());
     let source = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
-    let session = crate::fuse::mount(kernel, mountpoint, &source, &options.flags)
+    let (device, attached) = attached.unzip();
+    let session = crate::fuse::mount(kernel, mountpoint, &source, &options.flags, device)
         .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
     let scrubber = Arc::new(Scrubber::new(Arc::clone(&fs)));
     let rewrapper = Arc::new(Rewrapper::new(Arc::clone(&fs)));
@@ -157,9 +174,15 @@ fn run(
         rewrapper: Arc::clone(&rewrapper),
     });
     let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
+    let (end, ended) = mpsc::channel();
+    let session_end = end.clone();
     let served = std::thread::Builder::new()
         .name("kmsfs-session".into())
-        .spawn(move || session.run())
+        .spawn(move || {
+            // Also if it panics.
+            let _end = EndOfSession(session_end);
+            session.run()
+        })
         .map_err(|error| failed("no thread to serve the kernel", &error))?;
     let gatekeeper = Arc::new(Gatekeeper(Arc::clone(&parts)));
     let keeper = Keeper::start(
@@ -167,7 +190,7 @@ fn run(
         Arc::<Gatekeeper>::clone(&gatekeeper),
         canary,
         options.policy,
-        tell(trail.recorder()),
+        tell(trail.recorder(), options.service),
     )
     .map_err(|error| failed("no thread to ask the KMS", &error))?;
     let keeper = Arc::new(keeper);
@@ -177,14 +200,16 @@ fn run(
     let started = socket.and_then(|socket| {
         let (fs, keeper) = (Arc::clone(&fs), Arc::clone(&keeper));
         let (scrubber, rewrapper) = (Arc::clone(&scrubber), Arc::clone(&rewrapper));
-        let (policy, place) = (options.policy, mountpoint.to_owned());
+        let (policy, place, stopper) = (options.policy, mountpoint.to_owned(), Arc::clone(&gatekeeper));
+        let (service, attached) = (options.service, options.attached);
         let (read_only, guard, tenant) = (options.flags.read_only, guard.clone(), options.tenant.clone());
         socket
             .serve(move |command| {
                 if let Command::Stop = command {
-                    return gatekeeper
-                        .stop()
-                        .map_or_else(|error| Reply::Failed(Problem::from(error)), |()| Reply::Done);
+                    service.stopping();
+                    // What another process mounted, only such a one takes away: whoever asks does it.
+                    let stopped = if attached { Ok(stopper.last_drain()) } else { stopper.stop() };
+                    return stopped.map_or_else(|error| Reply::Failed(error.into()), |()| Reply::Done);
                 }
                 if let (Command::Unlock, Some(tenant)) = (&command, &tenant)
                     && let Err(failure) = Suspension::forbids(tenant)
@@ -198,7 +223,8 @@ fn run(
                 })
             })
             .map_err(|error| failed("the control socket cannot be served", &error))?;
-        end_on_signals(options.mountpoint.clone()).map_err(|error| failed("signals cannot be handled", &error))?;
+        end_on_signals(mountpoint.to_owned(), options, Arc::clone(&gatekeeper), end)
+            .map_err(|error| failed("signals cannot be handled", &error))?;
         // Whoever suspends writes that down, and then looks for a mount to lock: one of the two sees the other.
         options.tenant.as_ref().map_or(Ok(()), Suspension::forbids)?;
         // Answered by the session's own threads: from here on everybody gets an answer.
@@ -209,8 +235,15 @@ fn run(
         Ok(socket) => {
             trail.mounted(options, mountpoint, &fs, audit_key);
             ready();
+            attached.into_iter().for_each(Attached::answers);
+            if let Err(error) = options.service.watch(mountpoint.to_owned()) {
+                tracing::warn!("no thread to tell the watchdog: {error}");
+            }
             crate::crypto::wipe_stack();
-            let ended = served.join();
+            let session_ended = ended.recv().is_ok_and(|end| end == End::Session);
+            options.service.stopping();
+            // Of one that goes on, because nobody here can unmount it, the end of the process is the end.
+            let ended = if session_ended { served.join() } else { Ok(Ok(())) };
             scrubber.close();
             rewrapper.close();
             maintenance.stop();
@@ -323,8 +356,15 @@ fn answer(
 }
 
 /// What the keeper's events are told to: the log of the process, and the audit log where nobody else does.
-fn tell(recorder: audit::Recorder) -> impl Fn(Event) + Send {
-    move |event| match event {
+fn tell(recorder: audit::Recorder, service: Service) -> impl Fn(Event) + Send {
+    move |event| {
+        service.happened(&event);
+        note(&recorder, event);
+    }
+}
+
+fn note(recorder: &audit::Recorder, event: Event) {
+    match event {
         Event::Probed { outcome: Ok(()), took } => tracing::debug!("the KMS granted the key within {took:?}"),
         Event::Probed { outcome: Err(error), took } => {
             tracing::warn!("the KMS did not grant the key ({took:?}): {error}")
@@ -347,12 +387,41 @@ fn tell(recorder: audit::Recorder) -> impl Fn(Event) + Send {
     }
 }
 
-/// On the first signal to end, the mount is taken away if nobody uses it, and else out of the tree.
-fn end_on_signals(mountpoint: std::path::PathBuf) -> std::io::Result<()> {
+/// Why a mount ends.
+#[derive(PartialEq, Eq)]
+enum End {
+    /// It was unmounted.
+    Session,
+    /// The process was told to, and cannot unmount.
+    Told,
+}
+
+/// Says that the session has ended, however it did.
+struct EndOfSession(mpsc::Sender<End>);
+
+impl Drop for EndOfSession {
+    fn drop(&mut self) {
+        let _ = self.0.send(End::Session);
+    }
+}
+
+/// On the first signal to end, the mount is taken away if nobody uses it, and else out of the tree. What another process
+/// mounted is stored, and ends with this process.
+fn end_on_signals(
+    mountpoint: std::path::PathBuf,
+    options: &MountOptions,
+    gatekeeper: Arc<Gatekeeper>,
+    end: mpsc::Sender<End>,
+) -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
+    let (service, attached) = (options.service, options.attached);
     std::thread::Builder::new().name("kmsfs-signals".into()).spawn(move || {
         for _ in signals.forever() {
-            if mountpoint::unmount(&mountpoint).is_err() {
+            service.stopping();
+            if attached {
+                gatekeeper.last_drain();
+                let _ = end.send(End::Told);
+            } else if mountpoint::unmount(&mountpoint).is_err() {
                 tracing::warn!("still in use: the mount ends when nobody uses it any more");
                 let _ = mountpoint::detach(&mountpoint);
             }

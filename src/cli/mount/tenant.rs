@@ -16,7 +16,7 @@ use std::process::Command;
 /// What belongs to the command and not to the tenant.
 const COMMAND_ONLY: [&str; 5] = ["tenant", "config-dir", "foreground", "label", "help"];
 /// What can be said beside `--tenant`.
-const BESIDE: [&str; 4] = ["tenant", "config_dir", "foreground", "log_file"];
+const BESIDE: [&str; 5] = ["tenant", "config_dir", "foreground", "log_file", "attached"];
 
 fn command() -> clap::Command {
     Mount::augment_args(clap::Command::new("mount").no_binary_name(true))
@@ -56,6 +56,18 @@ impl Loaded {
     /// # Errors
     /// [`Exit::Config`], [`Exit::Credentials`].
     pub fn of(directory: &Path, tenant: &TenantName) -> Result<Self, Failure> {
+        let mut loaded = Self::without_credentials(directory, tenant)?;
+        if let Some((named, _)) = &loaded.config.credentials {
+            loaded.credentials = Some(Credentials::read(&Credentials::find(named, directory))?);
+        }
+        Ok(loaded)
+    }
+
+    /// The same for what needs no KMS.
+    ///
+    /// # Errors
+    /// [`Exit::Config`]
+    pub fn without_credentials(directory: &Path, tenant: &TenantName) -> Result<Self, Failure> {
         let config = Config::read(directory, tenant, &keys())?;
         let mut arguments: Vec<_> = config.options.iter().map(|(_, _, argument)| argument.clone()).collect();
         arguments.extend(config.labels.iter().map(|(name, value)| format!("--label={name}={value}")));
@@ -73,11 +85,7 @@ impl Loaded {
             Failure { exit: Exit::Config, message, hint: failure.hint }
         })?;
         options.tenant = Some(tenant.clone());
-        let credentials = match &config.credentials {
-            Some((named, _)) => Some(Credentials::read(&Credentials::find(named, directory))?),
-            None => None,
-        };
-        Ok(Self { config, options, credentials, arguments })
+        Ok(Self { config, options, credentials: None, arguments })
     }
 
     /// Where the key of the tenant's volume is, if its configuration or its volume says so.
@@ -141,10 +149,11 @@ pub fn become_tenant(tenant: &TenantName, arguments: &Mount) -> Failure {
         .and_then(|loaded| loaded.check_credentials().map(|()| loaded))
         .and_then(|loaded| {
             let log = arguments.log_file.iter().map(|log| format!("--log-file={}", log.display()));
+            let attached = arguments.attached.then(|| "--attached".to_owned());
             loaded
                 .mount_command(&directory, arguments.foreground)
                 .map(|mut command| {
-                    command.args(log);
+                    command.args(log.chain(attached));
                     command
                 })
                 .map_err(|error| Failure::new(Exit::Failure, format!("this program cannot be found: {error}")))
