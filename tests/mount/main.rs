@@ -13,6 +13,7 @@ mod disk;
 mod file_locks;
 mod full;
 mod harness;
+mod hundred;
 mod load;
 mod locking;
 mod memory;

@@ -35,9 +35,22 @@ fn a_package_is_installed_used_upgraded_removed_and_purged_on_debian_12() -> Out
     for (path, mode) in [("etc/kmsfs", 0o750), ("etc/kmsfs/credentials", 0o700), ("var/lib/kmsfs", 0o700)] {
         assert_eq!(fs::metadata(debian.path(path))?.permissions().mode() & 0o7777, mode, "{path}");
     }
-    for (page, words) in [("kmsfs-mount", "EXIT STATUS"), ("mount.kmsfs", "fstab"), ("mount.fuse.kmsfs", "fstab")] {
+    for (page, words) in [
+        ("kmsfs-mount", "EXIT STATUS"),
+        ("kmsfs.toml", "mountpoint"),
+        ("mount.kmsfs", "fstab"),
+        ("mount.fuse.kmsfs", "fstab"),
+    ] {
         assert!(debian.ok(&format!("man {page} 2>&1")).contains(words), "{page}");
     }
+
+    let wanted = debian.path("etc/systemd/system/multi-user.target.wants/kmsfs.target");
+    assert_eq!(fs::read_link(&wanted)?.to_str(), Some("/lib/systemd/system/kmsfs.target"));
+    // The example is a configuration that only lacks its volume.
+    debian.ok("cp /usr/share/kmsfs/examples/tenant.toml /etc/kmsfs/acme.toml");
+    let said = debian.run("kmsfs tenant check acme --offline");
+    assert!(said.code != 0 && said.text.contains("credentials/acme.env"), "{said:?}");
+    debian.ok("rm /etc/kmsfs/acme.toml");
 
     // A volume under the embedded vault, mounted by the program, and another under a raw key, mounted by mount(8).
     debian.ok("kmsfs dev-vault start --state /srv/vault
@@ -99,6 +112,7 @@ fn a_package_is_installed_used_upgraded_removed_and_purged_on_debian_12() -> Out
     fs::remove_file(debian.path("etc/kmsfs/credentials/tenant-a"))?;
     debian.ok("apt-get --yes purge kmsfs 2>&1");
     assert_eq!(debian.ok(LEFT), "");
+    assert!(fs::symlink_metadata(&wanted).is_err());
     assert!(debian.path("srv/one/volume.kmsfs").exists());
     Ok(())
 }

@@ -66,12 +66,15 @@ fn what_a_page_refers_to_is_there() -> Outcome {
         let text = shown(&path);
         let (_, references) = text.split_once("\nSEE ALSO\n").expect("a section");
         for reference in references.split([',', '\n']).map(str::trim) {
-            let Some(name) = reference.strip_suffix("(1)") else { continue };
+            let Some((name, section)) = reference.strip_suffix(')').and_then(|reference| reference.split_once('('))
+            else {
+                continue;
+            };
             // The last line of a page is its own name, after a date.
             if !name.starts_with("kmsfs") || name.contains(' ') {
                 continue;
             }
-            assert!(directory.path().join(format!("{name}.1")).exists(), "{}: {name}(1)", path.display());
+            assert!(directory.path().join(format!("{name}.{section}")).exists(), "{}: {reference}", path.display());
         }
     }
     Ok(())

@@ -46,7 +46,7 @@ and asks for the keys, unless it is told not to.",
         about: "\
 This is the operator's own lock, whatever the owner of the key says. It is noted in the audit log of the volume with its \
 reason. Until it is taken back, nothing mounts or unlocks the volume.",
-        examples: &[("Suspend a tenant", "kmsfs tenant suspend acme --reason 'does not pay'")],
+        examples: &[("Suspend a tenant", "kmsfs tenant suspend acme --reason unpaid")],
         exits: &[4, 13, 17],
         see: &["kmsfs tenant resume", "kmsfs lock"],
     },
