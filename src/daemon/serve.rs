@@ -257,8 +257,10 @@ fn run(
             }
         }
         Err(failure) => {
-            let _ = mountpoint::detach(mountpoint);
-            let _ = served.join();
+            // What another process mounted ends with this one.
+            if !options.attached && mountpoint::detach(mountpoint).is_ok() {
+                let _ = served.join();
+            }
             scrubber.close();
             rewrapper.close();
             maintenance.stop();
