@@ -10,6 +10,7 @@ mod init;
 mod key;
 mod lock;
 mod mount;
+mod mount_helper;
 mod report;
 mod rewrap;
 mod rollback;
@@ -98,6 +99,10 @@ pub fn tenant_keys() -> Vec<crate::tenant::Key> {
 
 /// Runs the program's command line and returns the process's exit code.
 pub fn run() -> ExitCode {
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|program| mount_helper::is_called(&program)) {
+        return end(mount_helper::run(words));
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -126,6 +131,10 @@ pub fn run() -> ExitCode {
         Command::Errand => crate::daemon::errand::main(),
         Command::Key(command) => key::run(command),
     };
+    end(result)
+}
+
+fn end(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {

@@ -7,6 +7,7 @@ pub mod control;
 pub mod errand;
 mod gatekeeper;
 pub mod guard;
+mod idle;
 mod job;
 mod maintenance;
 pub mod mountpoint;
@@ -19,6 +20,7 @@ mod service;
 mod status;
 mod trail;
 
+pub use idle::Idle;
 pub use job::State as JobState;
 pub use options::MountOptions;
 pub use process::harden;

@@ -112,14 +112,14 @@ pub enum Event {
     },
     /// The volume takes nothing new, and stores what was written.
     Drain {
-        /// `revoked`, `unreachable` or `operator`.
+        /// `revoked`, `unreachable`, `operator` or `idle`.
         reason: &'static str,
         /// For how long at most, in milliseconds.
         bound_ms: u64,
     },
     /// The volume is locked and its keys are wiped.
     Lock {
-        /// `revoked`, `unreachable` or `operator`.
+        /// `revoked`, `unreachable`, `operator` or `idle`.
         reason: &'static str,
         /// How long draining and locking took, in milliseconds.
         took_ms: u64,

@@ -1,7 +1,7 @@
 //! What a mount can be told.
 
-use super::Service;
 use super::guard::GuardOptions;
+use super::{Idle, Service};
 use crate::audit::Limits;
 use crate::fuse::flags::Flags;
 use crate::lease::Policy;
@@ -42,6 +42,8 @@ pub struct MountOptions {
     pub guard: Option<GuardOptions>,
     /// What it is to be known by in its metrics, beside its own names.
     pub labels: BTreeMap<String, String>,
+    /// What it does when nobody uses it.
+    pub idle: Idle,
     /// The service manager is told how it is.
     pub service: Service,
     /// Another process mounts it ([`super::attach`]).

@@ -16,9 +16,9 @@ use crate::crypto::Secret32;
 use crate::crypto::derive::VolumeKeys;
 use crate::failure::{Exit, Failure};
 use crate::format::volume::KekRole;
-use crate::fs::Fs;
 use crate::fs::rewrap::Plan;
 use crate::fs::volume::{Holder, Volume};
+use crate::fs::{Error, Fs};
 use crate::fuse::forget::Forgetter;
 use crate::fuse::{Buffers, Kernel};
 use crate::journal::recovery;
@@ -62,6 +62,9 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     let mountpoint = mountpoint::absolute(&options.mountpoint)?;
     if !options.attached {
         mountpoint::check(&mountpoint, options.flags.nonempty)?;
+        if options.tenant.is_some() {
+            mountpoint::protect_if_possible(&mountpoint);
+        }
     }
     check_fuse()?;
     // Other commands say where it is, from wherever they are called.
@@ -195,6 +198,7 @@ fn run(
     .map_err(|error| failed("no thread to ask the KMS", &error))?;
     let keeper = Arc::new(keeper);
     follow_new_keks(&fs, &keeper, trail.recorder(), guard.clone());
+    wake_for_users(&fs, &keeper);
     let socket = Socket::bind(mountpoint).map_err(|error| failed("the control socket cannot be made", &error));
     let maintenance = Maintenance::start(parts, options.check_rotation);
     let started = socket.and_then(|socket| {
@@ -239,6 +243,9 @@ fn run(
             if let Err(error) = options.service.watch(mountpoint.to_owned()) {
                 tracing::warn!("no thread to tell the watchdog: {error}");
             }
+            if let Err(error) = options.idle.watch(&fs, &keeper, mountpoint.to_owned()) {
+                tracing::warn!("no thread to see whether the mount is used: {error}");
+            }
             crate::crypto::wipe_stack();
             let session_ended = ended.recv().is_ok_and(|end| end == End::Session);
             options.service.stopping();
@@ -273,8 +280,10 @@ fn run(
 /// Stores what is left and wipes the keys.
 fn finish(fs: &Fs, keeper: &Keeper, trail: &Trail, guard: Option<&Guard>) {
     fs.on_new_kek(None);
+    fs.on_wake(None);
     let locked = !fs.is_open();
-    if fs.is_open() {
+    // Before a volume locks because nobody uses it, everything is stored, and needs no key any more.
+    if fs.is_open() || (fs.reason() == LockReason::Idle && fs.waiting_files() == 0) {
         match fs.shut_down() {
             // The KMS last: what it remembers has to be there.
             Ok(()) => {
@@ -355,6 +364,18 @@ fn answer(
         Command::RewrapCancel if rewrapper.cancel() => Reply::Done,
         Command::RewrapCancel => Reply::Failed(Problem::new("other", "no rewrap runs on this mount")),
     }
+}
+
+/// Whoever uses a volume that locked because nobody did has it unlocked.
+fn wake_for_users(fs: &Arc<Fs>, keeper: &Arc<Keeper>) {
+    let (volume, keeper) = (Arc::downgrade(fs), Arc::downgrade(keeper));
+    fs.on_wake(Some(Arc::new(move || {
+        let (Some(fs), Some(keeper)) = (volume.upgrade(), keeper.upgrade()) else { return Err(Error::Draining) };
+        keeper.wake().map_err(|error| match error {
+            UnlockError::Kms(error) => error.into(),
+            UnlockError::Volume(_) | UnlockError::Overtaken => Error::Locked(fs.reason()),
+        })
+    })));
 }
 
 /// What the keeper's events are told to: the log of the process, and the audit log where nobody else does.

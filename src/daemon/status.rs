@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::Relaxed;
 pub struct Status {
     /// `unlocked`, `read-only` or `prevent-new` (revoked, where that does not lock), `draining` or `locked`.
     pub state: String,
-    /// `revoked`, `unreachable` or `operator`, unless unlocked.
+    /// `revoked`, `unreachable`, `operator` or `idle`, unless unlocked.
     pub reason: Option<String>,
     /// For how long it has been so, in seconds.
     pub since_s: f64,
@@ -135,5 +135,6 @@ pub(super) fn reason_name(reason: LockReason) -> &'static str {
         LockReason::Revoked => "revoked",
         LockReason::Unreachable => "unreachable",
         LockReason::Operator => "operator",
+        LockReason::Idle => "idle",
     }
 }
