@@ -57,4 +57,14 @@ reason. Until it is taken back, nothing mounts or unlocks the volume.",
         exits: &[4, 6, 7, 8, 13, 17],
         see: &["kmsfs tenant suspend", "kmsfs unlock"],
     },
+    Text {
+        command: "kmsfs tenant restart",
+        about: "The first one that does not come back ends it: whatever is wrong may be wrong for all.",
+        examples: &[
+            ("After an upgrade: all of them, one after the other", "kmsfs tenant restart --all"),
+            ("One of them", "kmsfs tenant restart acme"),
+        ],
+        exits: &[3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 18],
+        see: &["kmsfs tenant list", "kmsfs mount"],
+    },
 ];
