@@ -3,7 +3,7 @@
 
 use super::mountpoint;
 use crate::fs::Fs;
-use crate::lease::Keeper;
+use crate::lease::{Keeper, State};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
@@ -29,10 +29,10 @@ impl Idle {
         std::thread::Builder::new().name("kmsfs-idle".into()).spawn(move || {
             // Often enough to be late by little.
             let look = (first / 10).clamp(Duration::from_millis(10), Duration::from_secs(10));
-            let (mut seen, mut since, mut locked) = (0, Instant::now(), false);
-            while let Some(requests) = requests(&fs) {
+            let (mut seen, mut since) = (0, Instant::now());
+            while let (Some(requests), Some(keeper)) = (requests(&fs), keeper.upgrade()) {
                 if requests != seen {
-                    (seen, since, locked) = (requests, Instant::now(), false);
+                    (seen, since) = (requests, Instant::now());
                 }
                 let is_due = |after: Option<Duration>| after.is_some_and(|after| since.elapsed() >= after);
                 if is_due(self.unmount) {
@@ -41,14 +41,12 @@ impl Idle {
                         // Somebody has something open. It counts from anew.
                         Err(_) => since = Instant::now(),
                     }
-                } else if is_due(self.lock) && !locked {
-                    if let Some(keeper) = keeper.upgrade() {
-                        keeper.lock_idle();
-                    }
-                    // What the lock itself made the kernel send is nobody's use.
-                    seen = self::requests(&fs).unwrap_or(seen);
-                    locked = true;
+                } else if is_due(self.lock) && keeper.status().state == State::Unlocked {
+                    keeper.lock_idle();
+                    // Somebody may have come meanwhile, and unlocked it.
+                    since = Instant::now();
                 }
+                drop(keeper);
                 std::thread::sleep(look);
             }
         })?;

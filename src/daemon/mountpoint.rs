@@ -67,6 +67,17 @@ pub fn elsewhere(device: &str) -> Option<(u32, String)> {
     )
 }
 
+/// The same, for a moment: a namespace that has just been made may be about to let go of what it does not need.
+pub fn lastingly_elsewhere(device: &str) -> Option<(u32, String)> {
+    let until = std::time::Instant::now() + LETTING_GO;
+    loop {
+        match elsewhere(device) {
+            Some(_) if std::time::Instant::now() < until => std::thread::sleep(LETTING_GO / 10),
+            found => return found,
+        }
+    }
+}
+
 fn parse(line: &[u8]) -> Option<Mounted> {
     let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
     let separator = fields.iter().position(|field| *field == b"-")?;

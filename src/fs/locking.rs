@@ -70,7 +70,9 @@ impl Fs {
     /// `patience` at most: a disk that hangs must not keep a volume open.
     pub fn begin_drain(&self, reason: LockReason, patience: Duration) {
         *self.reason.lock() = reason;
-        self.draining.store(true, Ordering::Release);
+        // Whoever uses a volume that locks because nobody does is let through until it is closed, and unlocks it then:
+        // one who waited would hold in the kernel what has to be forgotten.
+        self.draining.store(reason != LockReason::Idle, Ordering::Release);
         // Whoever passed before has left when this is granted.
         drop(self.gate.try_write_for(patience));
     }

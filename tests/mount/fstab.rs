@@ -6,7 +6,9 @@ use std::process::Command;
 
 /// Runs a script with the helper in place. `$1` is the volume, `$2` the mountpoint, `$3` a directory.
 fn script(volume: &Volume, script: &str) -> Ended {
-    let prelude = "set -exuo pipefail; upper=$3/upper work=$3/work; mkdir -p \"$3\"; mount -t tmpfs tmpfs \"$3\"
+    let prelude =
+        "set -exuo pipefail; fails() { if \"$@\"; then return 1; fi; }; upper=$3/upper work=$3/work; mkdir -p \"$3\"
+        findmnt -rno TARGET -t fuse.kmsfs | xargs -r umount -l || true; mount -t tmpfs tmpfs \"$3\"
         mkdir \"$upper\" \"$work\"
         mount -t overlay overlay -o \"lowerdir=/usr/sbin,upperdir=$upper,workdir=$work\" /usr/sbin
         ln -s \"$KMSFS\" /usr/sbin/mount.kmsfs; ln -s \"$KMSFS\" /usr/sbin/mount.fuse.kmsfs
@@ -31,7 +33,7 @@ fn mount_and_umount_and_findmnt_know_a_volume() -> Outcome {
             findmnt -no OPTIONS \"$2\" | grep noexec | grep -v nosuid
             \"$KMSFS\" status \"$2\" --json | grep '\"revalidate_s\": 7.0'
             mount -o remount,ro \"$2\"
-            ! touch \"$2/new\"
+            fails touch \"$2/new\"
             umount \"$2\"
          done",
     );
@@ -51,12 +53,13 @@ fn fstab_mounts_what_it_says_and_an_unknown_option_is_an_error() -> Outcome {
          mount -T \"$3/fstab\" \"$2\"
          umount \"$2\"
          for option in offline_grace=1m allow-other revalidate revalidate=1 wait=soon foreground; do
-            ! mount -t kmsfs \"$1\" \"$2\" -o $option 2>\"$3/error\"
-            grep -e 'error: ' \"$3/error\" && grep -e \"${option%%=*}\" \"$3/error\"
-            ! mountpoint -q \"$2\"
+            fails mount -t kmsfs \"$1\" \"$2\" -o $option 2>\"$3/error\"
+            grep -e 'error: ' \"$3/error\"
+            grep -e \"${option%%=*}\" \"$3/error\"
+            fails mountpoint -q \"$2\"
          done
          mount -f -t kmsfs \"$1\" \"$2\"
-         ! mountpoint -q \"$2\"",
+         fails mountpoint -q \"$2\"",
     );
     Ok(())
 }
@@ -73,9 +76,9 @@ fn fstab_mounts_a_tenant_by_name() -> Outcome {
          \"$KMSFS\" status \"$2\" --json | grep '\"tenant\": \"acme\"'
          umount \"$2\"
          chattr -i \"$2\"
-         ! mount -t kmsfs \"$1\" \"$2\" -o tenant=acme,revalidate=1s 2>\"$3/error\"
+         fails mount -t kmsfs \"$1\" \"$2\" -o tenant=acme,revalidate=1s 2>\"$3/error\"
          grep 'tenant.s configuration' \"$3/error\"
-         ! mount -t kmsfs \"$1\" \"$3\" -o tenant=acme",
+         fails mount -t kmsfs \"$1\" \"$3\" -o tenant=acme",
     );
     Ok(())
 }

@@ -5,8 +5,11 @@ use std::fs;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::FileExt;
 
+/// Why it is locked, once it is.
 fn reason(mount: &Mount) -> String {
-    mount.status()["reason"].as_str().unwrap_or_default().to_owned()
+    let status = mount.status();
+    let reason = status["reason"].as_str().filter(|_| status["state"] == "locked");
+    reason.unwrap_or_default().to_owned()
 }
 
 fn is_mounted(volume: &Volume) -> bool {

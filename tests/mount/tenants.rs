@@ -312,7 +312,7 @@ fn all_mounts_are_unmounted_together_and_one_in_use_does_not_keep_the_others() -
     let tenants = Tenants::new(&["acme", "globex"]);
     // In a namespace of its own: other tests mount at the same time.
     fs::create_dir_all("/run/kmsfs")?;
-    let script = "set -e; mount -t tmpfs tmpfs /run/kmsfs; \"$1\" mount --tenant acme; \"$1\" mount --tenant globex; \
+    let script = "set -e; findmnt -rno TARGET -t fuse.kmsfs | xargs -r umount -l; mount -t tmpfs tmpfs /run/kmsfs; \"$1\" mount --tenant acme; \"$1\" mount --tenant globex; \
                   exec 3<\"$2\"; \"$1\" umount --all && exit 1; test $? = 10; exec 3<&-; \
                   grep -q \" $2 \" /proc/self/mountinfo; ! grep -q \" $3 \" /proc/self/mountinfo; \"$1\" umount --all; \
                   ! grep -q \" $2 \" /proc/self/mountinfo; \"$1\" umount --all";

@@ -8,6 +8,7 @@ mod pages;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Once;
 
 /// What a test that fails in its own preparation does.
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
@@ -39,10 +40,19 @@ impl Ended {
     }
 }
 
-/// The program that writes the manual pages, which `cargo test` builds as it builds all examples.
+/// The program that writes the manual pages. `cargo test` builds it along with all examples, but not if only this test is
+/// asked for; then it may be that of yesterday.
 fn manual() -> PathBuf {
+    static BUILT: Once = Once::new();
     let path = Path::new(env!("CARGO_BIN_EXE_kmsfs")).with_file_name("examples").join("manual");
-    assert!(path.exists(), "there is no {}: cargo build --example manual", path.display());
+    BUILT.call_once(|| {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--locked", "--quiet", "--example", "manual"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if path.iter().any(|part| part == "release") {
+            cargo.arg("--release");
+        }
+        Ended::of(&mut cargo).ok();
+    });
     path
 }
 

@@ -87,4 +87,17 @@ every file.",
         exits: &[],
         see: &["kmsfs info", "kmsfs audit show"],
     },
+    Text {
+        command: "kmsfs rekey",
+        about: "\
+A rewrap changes what wraps the data keys; this changes the data keys themselves, and takes as long as reading and writing \
+everything.",
+        examples: &[
+            ("Every file gets a new key", "kmsfs rekey /data/tenant-a"),
+            ("Files whose key is older than a year, at a limited rate", "kmsfs rekey /data/tenant-a --older-than 365d --rate 50MiB/s"),
+            ("One directory, whose files somebody may have copied the keys of", "kmsfs rekey /data/tenant-a --path projects"),
+        ],
+        exits: &[],
+        see: &["kmsfs rewrap", "kmsfs info"],
+    },
 ];
