@@ -9,6 +9,7 @@ mod info;
 mod init;
 mod key;
 mod lock;
+mod log_level;
 mod mount;
 mod report;
 mod rewrap;
@@ -75,6 +76,8 @@ enum Command {
     Lock(lock::Lock),
     /// Make a mount readable again that was locked by hand, if the KMS grants its key
     Unlock(lock::Unlock),
+    /// Change how much the process of a mount logs
+    LogLevel(log_level::LogLevel),
     /// Run an embedded Key Vault on loopback, to try and to test everything without a cloud
     #[command(subcommand)]
     DevVault(dev_vault::DevVault),
@@ -112,6 +115,7 @@ pub fn run() -> ExitCode {
         Command::Rewrap(command) => rewrap::run(&command),
         Command::Lock(command) => lock::lock(&command),
         Command::Unlock(command) => lock::unlock(&command),
+        Command::LogLevel(command) => log_level::run(&command),
         Command::DevVault(command) => dev_vault::run(command),
         Command::Errand => crate::daemon::errand::main(),
         Command::Key(command) => key::run(command),

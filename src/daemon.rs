@@ -8,7 +8,10 @@ pub mod errand;
 mod gatekeeper;
 pub mod guard;
 mod job;
+pub mod log;
 mod maintenance;
+pub mod metrics;
+mod monitor;
 pub mod mountpoint;
 pub mod options;
 mod process;
@@ -20,6 +23,7 @@ mod status;
 mod trail;
 
 pub use job::State as JobState;
+pub use monitor::Readiness;
 pub use options::MountOptions;
 pub use process::harden;
 pub use rewrap::{LeftFile, RewrapStatus, Rewrapper};

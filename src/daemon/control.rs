@@ -2,7 +2,8 @@
 //! the mount's process ends if the client waits for that. Its place follows from the mountpoint, so that every
 //! command finds it.
 
-use super::{LeftFile, RewrapStatus, ScrubStatus, Status};
+use super::metrics::Metrics;
+use super::{LeftFile, Readiness, RewrapStatus, ScrubStatus, Status};
 use crate::check::Finding;
 use crate::failure::{Exit, Failure};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,15 @@ const MAX_LINE: u64 = 64 * 1024;
 pub enum Command {
     /// How things stand.
     Status,
+    /// Everything that is counted.
+    Metrics,
+    /// Whether it can be used; the mount itself is asked.
+    Ready,
+    /// Log so much from now on.
+    LogLevel {
+        /// `error`, `warn`, `info`, `debug` or `trace`.
+        level: String,
+    },
     /// Lock by the operator's hand.
     Lock,
     /// Unlock by the operator's hand.
@@ -76,6 +86,10 @@ pub struct Request {
 pub enum Reply {
     /// How things stand.
     Status(Box<Status>),
+    /// Everything that is counted.
+    Metrics(Box<Metrics>),
+    /// Whether it can be used.
+    Ready(Readiness),
     /// It was done.
     Done,
     /// How far a scrub is.
@@ -248,13 +262,32 @@ pub fn ask(mountpoint: &Path, command: Command) -> io::Result<(Reply, Connection
 /// # Errors
 /// As for [`ask`].
 pub fn ask_socket(socket: &Path, command: Command) -> io::Result<(Reply, Connection)> {
-    let mut stream = UnixStream::connect(socket)?;
+    converse_with(UnixStream::connect(socket)?, command)
+}
+
+fn converse_with(mut stream: UnixStream, command: Command) -> io::Result<(Reply, Connection)> {
     let mut text = serde_json::to_string(&Request { version: VERSION, command })?;
     text.push('\n');
     stream.write_all(text.as_bytes())?;
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line)?;
     Ok((serde_json::from_str(&line)?, Connection(stream)))
+}
+
+/// The same, for so long at most.
+///
+/// # Errors
+/// As for [`ask`]; `WouldBlock` if there was no answer in time.
+pub fn ask_within(socket: &Path, command: Command, patience: Duration) -> io::Result<Reply> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    Ok(converse_with(stream, command)?.0)
+}
+
+/// Whether a socket was asked that nobody serves any more.
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 /// Whether the process that served the mount at this absolute path was killed and cannot end, because one of its threads

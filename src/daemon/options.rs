@@ -2,8 +2,10 @@
 
 use super::Service;
 use super::guard::GuardOptions;
+use super::log::Log;
 use crate::audit::Limits;
 use crate::fuse::flags::Flags;
+use crate::http::Address;
 use crate::lease::Policy;
 use crate::tenant::TenantName;
 use crate::units::VolumeId;
@@ -42,6 +44,10 @@ pub struct MountOptions {
     pub guard: Option<GuardOptions>,
     /// What it is to be known by in its metrics, beside its own names.
     pub labels: BTreeMap<String, String>,
+    /// Where what is counted is served, if this mount has a server of its own.
+    pub metrics: Option<Address>,
+    /// The log of this process.
+    pub log: Option<Log>,
     /// The service manager is told how it is.
     pub service: Service,
     /// Another process mounts it ([`super::attach`]).

@@ -3,6 +3,7 @@
 use super::*;
 use crate::crypto::Secret32;
 use crate::fs::keyring::Unlocked;
+use crate::lease::BootTime;
 use std::time::Duration;
 
 /// How long an unlock waits for operations from before the lock.
@@ -54,7 +55,10 @@ impl Fs {
             moved: Mutex::default(),
             on_new_kek: Mutex::default(),
             half_made: AtomicBool::new(false),
-            counters: Counters::default(),
+            counters: Counters {
+                committed_ms: AtomicU64::new(BootTime::now().0.as_millis() as u64),
+                ..Counters::default()
+            },
         })
     }
 
@@ -107,6 +111,9 @@ impl Fs {
             }
         }
         self.counters.lost.fetch_add(left as u64, Ordering::Relaxed);
+        if left > 0 {
+            self.counters.lost_bytes.fetch_add(self.dirty_bytes(), Ordering::Relaxed);
+        }
         left
     }
 

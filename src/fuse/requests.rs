@@ -51,6 +51,7 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let timed = self.timed(Operation::Lookup);
         if parent == INodeNo::ROOT
             && let Some(ino) = self.wash.lookup(name.as_bytes())
         {
@@ -60,7 +61,7 @@ impl fuser::Filesystem for Kernel {
             Err(Error::NeedKey(need)) => {
                 let name = name.as_bytes().to_vec();
                 let act = move |fs: &Fs| fs.lookup(parent.0, &name);
-                self.finish(Err(Error::NeedKey(need)), act, move |result| give_entry(result, reply));
+                self.finish(timed, Err(Error::NeedKey(need)), act, move |result| give_entry(result, reply));
             }
             other => self.reply_entry(other, reply),
         }
@@ -75,6 +76,7 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        let _timed = self.timed(Operation::Getattr);
         if Wash::owns(ino.0) {
             return reply.attr(&Duration::ZERO, &Wash::attributes(ino.0));
         }
@@ -102,6 +104,7 @@ impl fuser::Filesystem for Kernel {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let timed = self.timed(Operation::Setattr);
         let changes = Changes {
             permissions: mode.map(|mode| mode & 0o7777),
             uid,
@@ -117,13 +120,14 @@ impl fuser::Filesystem for Kernel {
             }
             fs.change(ino.0, &changes)
         };
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(entry) => reply.attr(&TTL, &attr_of(&entry)),
             Err(number) => reply.error(number),
         });
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        let _timed = self.timed(Operation::Readlink);
         match Self::unless_closed(&self.fs, self.fs.read_symlink(ino.0)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(self.number(&error)),
@@ -140,27 +144,32 @@ impl fuser::Filesystem for Kernel {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let timed = self.timed(Operation::Mknod);
         let Some(kind) = kind_of(mode) else { return reply.error(Errno::EINVAL) };
         let creator = Self::creator(request, mode, umask);
         let name = name.as_bytes().to_vec();
         let act = move |fs: &Fs| fs.make_node(parent.0, &name, kind, rdev.into(), creator);
-        self.finish(act(&self.fs), act, move |result| give_entry(result, reply));
+        self.finish(timed, act(&self.fs), act, move |result| give_entry(result, reply));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let _timed = self.timed(Operation::Mkdir);
         let creator = Self::creator(request, mode, umask);
         self.reply_entry(self.fs.make_directory(parent.0, name.as_bytes(), creator), reply);
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _timed = self.timed(Operation::Unlink);
         self.reply_empty(self.fs.unlink(parent.0, name.as_bytes()), reply);
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _timed = self.timed(Operation::Rmdir);
         self.reply_empty(self.fs.remove_directory(parent.0, name.as_bytes()), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _timed = self.timed(Operation::Symlink);
         let creator = Self::creator(request, 0o777, 0);
         let target = target.as_os_str().as_bytes();
         self.reply_entry(self.fs.make_symlink(parent.0, name.as_bytes(), target, creator), reply);
@@ -176,6 +185,7 @@ impl fuser::Filesystem for Kernel {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _timed = self.timed(Operation::Rename);
         let mode = match flags.bits() {
             0 => RenameMode::Replace,
             libc::RENAME_NOREPLACE => RenameMode::NoReplace,
@@ -187,10 +197,12 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _timed = self.timed(Operation::Link);
         self.reply_entry(self.fs.link(ino.0, parent.0, name.as_bytes()), reply);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let timed = self.timed(Operation::Open);
         if Wash::owns(ino.0) {
             return reply.opened(FileHandle(ino.0), FopenFlags::FOPEN_DIRECT_IO);
         }
@@ -202,7 +214,7 @@ impl fuser::Filesystem for Kernel {
             return reply.error(self.number(&error));
         }
         let act = move |fs: &Fs| fs.open(ino.0, writes, truncate);
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(handle) => reply.opened(FileHandle(handle), open_flags),
             Err(number) => reply.error(number),
         });
@@ -218,11 +230,12 @@ impl fuser::Filesystem for Kernel {
         _flags: i32,
         reply: ReplyCreate,
     ) {
+        let timed = self.timed(Operation::Create);
         let creator = Self::creator(request, mode, umask);
         let open_flags = self.open_flags();
         let name = name.as_bytes().to_vec();
         let act = move |fs: &Fs| fs.create(parent.0, &name, creator);
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok((entry, handle)) => {
                 let generation = Generation(entry.generation);
                 reply.created(&TTL, &attr_of(&entry), generation, FileHandle(handle), open_flags);
@@ -242,6 +255,7 @@ impl fuser::Filesystem for Kernel {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let timed = self.timed(Operation::Read);
         if !self.direct_io && !is_direct(flags) {
             self.cached.note(ino.0);
         }
@@ -250,7 +264,7 @@ impl fuser::Filesystem for Kernel {
             let mut buffer = buffers.take();
             fs.read(handle.0, PlainOffset(offset), size as usize, buffer.bytes()).map(|()| buffer)
         };
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(mut buffer) => reply.data(buffer.bytes()),
             Err(number) => reply.error(number),
         });
@@ -268,6 +282,7 @@ impl fuser::Filesystem for Kernel {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let timed = self.timed(Operation::Write);
         if Wash::owns(handle.0) {
             self.wash.meet();
             return reply.written(data.len() as u32);
@@ -285,7 +300,7 @@ impl fuser::Filesystem for Kernel {
         } else if is_direct(flags)
             && let Some(stale) = self.cached.stale(ino.0)
         {
-            return self.write_past_cache((ino.0, handle.0), offset, data, stale, reply);
+            return self.write_past_cache((ino.0, handle.0), offset, data, stale, (timed, reply));
         }
         match self.fs.write(handle.0, offset, data, held_back) {
             Ok(()) => reply.written(data.len() as u32),
@@ -293,7 +308,7 @@ impl fuser::Filesystem for Kernel {
                 // The request's buffer is gone when this returns.
                 let data = zeroize::Zeroizing::new(data.to_vec());
                 let act = move |fs: &Fs| fs.write(handle.0, offset, &data, held_back).map(|()| data.len() as u32);
-                self.finish(Err(Error::NeedKey(need)), act, move |result| match result {
+                self.finish(timed, Err(Error::NeedKey(need)), act, move |result| match result {
                     Ok(written) => reply.written(written),
                     Err(number) => reply.error(number),
                 });
@@ -329,6 +344,7 @@ impl fuser::Filesystem for Kernel {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _timed = self.timed(Operation::Release);
         if !Wash::owns(handle.0) {
             self.fs.release(handle.0);
         }
@@ -336,6 +352,7 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn fsync(&self, _request: &Request, ino: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let timed = self.timed(Operation::Fsync);
         let act = move |fs: &Fs| fs.sync(handle.0, datasync);
         let (forgetter, synced) = (Arc::clone(&self.forgetter), Arc::clone(&self.synced));
         let done = move |result: std::result::Result<(), Errno>| match result {
@@ -352,15 +369,23 @@ impl fuser::Filesystem for Kernel {
         // One at a time waits for the disk here. Others wait elsewhere, so that there is somebody left to serve the
         // kernel, and so that one sync of the journal is for all of them.
         if self.syncing.swap(true, Ordering::AcqRel) {
-            self.workers.run(act, act, Self::numbered(done));
+            self.workers.run(
+                act,
+                act,
+                Self::numbered(move |result| {
+                    let _timed = timed;
+                    done(result);
+                }),
+            );
         } else {
             let result = act(&self.fs);
             self.syncing.store(false, Ordering::Release);
-            self.finish(result, act, done);
+            self.finish(timed, result, act, done);
         }
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _timed = self.timed(Operation::Opendir);
         match self.fs.open_directory(ino.0) {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
             Err(error) => reply.error(self.number(&error)),
@@ -368,6 +393,7 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let _timed = self.timed(Operation::Readdir);
         let result = self.fs.list(handle.0, offset, false, |listed| {
             !reply.add(
                 INodeNo(listed.ino),
@@ -390,6 +416,7 @@ impl fuser::Filesystem for Kernel {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        let timed = self.timed(Operation::Readdir);
         // Shared, as it is filled by whoever comes to the end with it: here, or where a key can be waited for.
         let reply = Arc::new(Mutex::new(Some(reply)));
         let filled = Arc::clone(&reply);
@@ -407,7 +434,7 @@ impl fuser::Filesystem for Kernel {
             });
             Self::unless_closed(fs, result)
         };
-        self.finish(act(&self.fs), act, move |result| match (reply.lock().take(), result) {
+        self.finish(timed, act(&self.fs), act, move |result| match (reply.lock().take(), result) {
             (Some(reply), Ok(())) => reply.ok(),
             (Some(reply), Err(number)) => reply.error(number),
             (None, _) => (),
@@ -415,15 +442,18 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        let _timed = self.timed(Operation::Releasedir);
         self.fs.release_directory(handle.0);
         reply.ok();
     }
 
     fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let _timed = self.timed(Operation::Fsyncdir);
         self.reply_empty(self.fs.sync_directory(ino.0), reply);
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let _timed = self.timed(Operation::Statfs);
         match self.fs.space() {
             Ok(space) => reply.statfs(
                 space.blocks,
@@ -449,6 +479,7 @@ impl fuser::Filesystem for Kernel {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _timed = self.timed(Operation::Setxattr);
         let how = match flags {
             0 => SetXattr::Any,
             libc::XATTR_CREATE => SetXattr::Create,
@@ -464,6 +495,7 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _timed = self.timed(Operation::Getxattr);
         if Wash::owns(ino.0) {
             return reply.error(Errno::NO_XATTR);
         }
@@ -475,6 +507,7 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _timed = self.timed(Operation::Listxattr);
         match Self::unless_closed(&self.fs, self.fs.xattr_names(ino.0)) {
             Ok(names) => {
                 let shown = |name: &Vec<u8>| request.uid() == 0 || !name.starts_with(b"trusted.");
@@ -486,6 +519,7 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _timed = self.timed(Operation::Removexattr);
         self.reply_empty(self.fs.remove_xattr(ino.0, name.as_bytes()), reply);
     }
 
@@ -504,6 +538,7 @@ impl fuser::Filesystem for Kernel {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let timed = self.timed(Operation::Fallocate);
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
         let how = match mode {
@@ -520,13 +555,14 @@ impl fuser::Filesystem for Kernel {
             return reply.error(self.number(&error));
         }
         let act = move |fs: &Fs| fs.allocate(handle.0, PlainOffset(offset), length, how);
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(()) => reply.ok(),
             Err(number) => reply.error(number),
         });
     }
 
     fn lseek(&self, _request: &Request, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let timed = self.timed(Operation::Lseek);
         let what = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -547,10 +583,13 @@ impl fuser::Filesystem for Kernel {
                         act(fs)
                     },
                     act,
-                    Self::numbered(done),
+                    Self::numbered(move |result| {
+                        let _timed = timed;
+                        done(result);
+                    }),
                 );
             }
-            _ => self.finish(act(&self.fs), act, done),
+            _ => self.finish(timed, act(&self.fs), act, done),
         }
     }
 
