@@ -15,6 +15,7 @@ mod report;
 mod rewrap;
 mod rollback;
 mod scrub;
+mod serve_status;
 mod status;
 mod tenant;
 mod transfer;
@@ -76,6 +77,8 @@ enum Command {
     Lock(lock::Lock),
     /// Make a mount readable again that was locked by hand, if the KMS grants its key
     Unlock(lock::Unlock),
+    /// Serve how all mounts are doing, to Prometheus and to probes on this machine
+    ServeStatus(serve_status::ServeStatus),
     /// Change how much the process of a mount logs
     LogLevel(log_level::LogLevel),
     /// Run an embedded Key Vault on loopback, to try and to test everything without a cloud
@@ -115,6 +118,7 @@ pub fn run() -> ExitCode {
         Command::Rewrap(command) => rewrap::run(&command),
         Command::Lock(command) => lock::lock(&command),
         Command::Unlock(command) => lock::unlock(&command),
+        Command::ServeStatus(command) => serve_status::run(&command),
         Command::LogLevel(command) => log_level::run(&command),
         Command::DevVault(command) => dev_vault::run(command),
         Command::Errand => crate::daemon::errand::main(),

@@ -113,7 +113,8 @@ pub enum Reply {
 /// What went wrong: a kind for the program, words for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// `refused`, `unreachable`, `credentials`, `misconfigured`, `damaged`, `busy`, `locked`, `store`, `suspended` or `other`.
+    /// `refused`, `unreachable`, `credentials`, `misconfigured`, `damaged`, `busy`, `locked`, `store`, `suspended`, `other`; of what
+    /// was not understood `unknown-version`, `unknown-command`, `not-a-request`.
     pub kind: String,
     /// What happened.
     pub message: String,
@@ -227,16 +228,33 @@ impl Drop for Socket {
     }
 }
 
+/// The command in a request. What is wrong with the version is said first: a later one may have other commands.
+fn understand(line: &str) -> Result<Command, Problem> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        version: u32,
+        command: serde_json::Value,
+    }
+    let hint = "it is served by another version of kmsfs: unmount it, and mount it again";
+    let Envelope { version, command } = serde_json::from_str(line)
+        .map_err(|error| Problem::new("not-a-request", format!("this is not a request: {error}")))?;
+    if version != VERSION {
+        let message = format!("this mount speaks version {VERSION} of the protocol, not {version}");
+        return Err(Problem::new("unknown-version", message).hint(hint));
+    }
+    serde_json::from_value(command).map_err(|error| {
+        Problem::new("unknown-command", format!("this mount does not know the command: {error}")).hint(hint)
+    })
+}
+
 fn converse(mut stream: &UnixStream, answer: &dyn Fn(Command) -> Reply) {
     let mut line = String::new();
     if BufReader::new(stream.take(MAX_LINE)).read_line(&mut line).is_err() {
         return;
     }
-    let failed = |message: String| Reply::Failed(Problem::new("other", message));
-    let reply = match serde_json::from_str::<Request>(&line) {
-        Ok(request) if request.version == VERSION => answer(request.command),
-        Ok(request) => failed(format!("version {} of the protocol is not known", request.version)),
-        Err(error) => failed(format!("not a request: {error}")),
+    let reply = match understand(&line) {
+        Ok(command) => answer(command),
+        Err(problem) => Reply::Failed(problem),
     };
     let Ok(mut text) = serde_json::to_string(&reply) else { return };
     text.push('\n');

@@ -4,23 +4,19 @@
 mod families;
 
 use super::Status;
-use super::control::{self, Command, Reply};
 use crate::fs::Fs;
 use crate::journal::Usage;
 use crate::metrics::Counts;
-pub use families::of_all;
+pub use families::{of_all, of_host};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 /// The media type of [`of_all`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// For how long a mount is waited for.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// So many mounts are asked at once.
-const AT_ONCE: usize = 8;
+
+/// So many calls are a line in the status page.
+const SHOWN: usize = 32;
 
 /// What is known of a mount at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,6 +33,12 @@ pub struct Metrics {
     pub failed_chunks: u64,
     /// How long calls to the KMS took.
     pub kms_latency: Counts,
+    /// How long the last calls took, in microseconds, the newest last.
+    #[serde(default)]
+    pub recent_latencies_us: Vec<u64>,
+    /// What the audit log was last told, the newest first: when, and what.
+    #[serde(default)]
+    pub events: Vec<(String, String)>,
     /// How long locks took.
     pub locks: Counts,
     /// Files with changes that are not committed.
@@ -64,6 +66,8 @@ impl Metrics {
             errors: counters.meter.errors(),
             failed_chunks: counters.failed_chunks.load(Relaxed),
             kms_latency: fs.leases().latency(),
+            recent_latencies_us: fs.leases().recent_latencies(SHOWN),
+            events: fs.leases().recorder().recent(),
             locks: counters.locks.counts(),
             dirty_files: fs.waiting_files(),
             dirty_bytes: fs.dirty_bytes(),
@@ -73,43 +77,6 @@ impl Metrics {
             resident_bytes: resident_bytes(),
         }
     }
-}
-
-/// What was found of the mounts of a user.
-#[derive(Debug, Default)]
-pub struct Gathered {
-    /// The mounts that answered, by their mountpoints.
-    pub mounts: Vec<Metrics>,
-    /// Processes of mounts that are there and did not answer in time, or not so that it could be understood.
-    pub silent: usize,
-}
-
-/// Asks all mounts of this user, several at once.
-pub fn gather() -> Gathered {
-    let entries = std::fs::read_dir(control::directory()).into_iter().flatten().flatten();
-    let sockets: Vec<PathBuf> =
-        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|kind| kind == "sock")).collect();
-    let mut gathered = Gathered::default();
-    for sockets in sockets.chunks(AT_ONCE) {
-        let answers = std::thread::scope(|scope| {
-            let ask = |socket: &PathBuf| {
-                let socket = socket.clone();
-                scope.spawn(move || control::ask_within(&socket, Command::Metrics, PATIENCE))
-            };
-            let asked: Vec<_> = sockets.iter().map(ask).collect();
-            asked.into_iter().map(|asked| asked.join()).collect::<Vec<_>>()
-        });
-        for answer in answers {
-            match answer {
-                Ok(Ok(Reply::Metrics(metrics))) => gathered.mounts.push(*metrics),
-                // What a process left that died.
-                Ok(Err(error)) if control::is_gone(&error) => (),
-                _ => gathered.silent += 1,
-            }
-        }
-    }
-    gathered.mounts.sort_by(|one, other| one.status.mountpoint.cmp(&other.status.mountpoint));
-    gathered
 }
 
 fn resident_bytes() -> u64 {

@@ -294,6 +294,12 @@ impl Leases {
         }
     }
 
+    /// How long the last calls took, `count` at most, in microseconds, the newest last.
+    pub fn recent_latencies(&self, count: usize) -> Vec<u64> {
+        let state = self.state.lock();
+        state.latencies.iter().skip(state.latencies.len().saturating_sub(count)).copied().collect()
+    }
+
     /// How long calls to the KMS took so far.
     pub fn latency(&self) -> Counts {
         self.latency.counts()

@@ -7,6 +7,7 @@ mod certify;
 #[path = "../clouds/servers.rs"]
 mod clouds;
 mod command_line;
+mod control;
 mod data;
 mod directories;
 mod disk;
@@ -15,7 +16,9 @@ mod full;
 mod harness;
 mod load;
 mod locking;
+mod logs;
 mod memory;
+mod metrics;
 mod model;
 mod names;
 #[path = "../openbao/server.rs"]
@@ -32,6 +35,7 @@ mod revocation;
 mod rewrap;
 mod rollback;
 mod scrub;
+mod status;
 mod storms;
 mod tamper;
 mod tenants;

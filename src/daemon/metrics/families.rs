@@ -24,6 +24,16 @@ pub fn of_all(mounts: &[Metrics]) -> String {
     families.text()
 }
 
+/// The same, with how many mounts there are on the host, and how many of them did not answer.
+pub fn of_host(mounts: &[Metrics], silent: usize) -> String {
+    let mut families = Families::default();
+    let mut host = Mount { families: &mut families, labels: Labels::new() };
+    host.gauge("kmsfs_mounts", "Mounts of this user that answer.", &[], mounts.len() as f64);
+    host.gauge("kmsfs_silent_mounts", "Mounts of this user that do not answer.", &[], silent as f64);
+    mounts.iter().for_each(|mount| families.add(mount));
+    families.text()
+}
+
 /// In the order in which they came.
 #[derive(Default)]
 struct Families {
