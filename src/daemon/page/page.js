@@ -107,7 +107,7 @@ function show(data) {
   document.getElementById("host").textContent = data.host;
   const good = mounts.filter(mount => tone(mount) === "good").length;
   const parts = [mounts.length === 1 ? "1 mount" : `${mounts.length} mounts`, good === mounts.length ? "all is well" : `${mounts.length - good} to look at`];
-  if (data.silent) parts.push(`${data.silent} do not answer`);
+  if (data.silent) parts.push(data.silent === 1 ? "1 does not answer" : `${data.silent} do not answer`);
   document.getElementById("summary").textContent = mounts.length || data.silent ? parts.join(" · ") : "nothing is mounted";
   document.title = good === mounts.length && !data.silent ? "kmsfs" : `(${mounts.length - good + data.silent}) kmsfs`;
   document.getElementById("mounts").replaceChildren(...mounts.map(mount => card(mount, opened)));
