@@ -10,6 +10,7 @@ mod init;
 mod key;
 mod lock;
 mod mount;
+mod mount_helper;
 mod offline;
 mod rekey;
 mod report;
@@ -17,11 +18,12 @@ mod rewrap;
 mod rollback;
 mod scrub;
 mod status;
+mod tenant;
 mod transfer;
 mod umount;
 
 use crate::failure::{Exit, Failure};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Encrypted files that can be read only while a key in a cloud KMS says so.
@@ -47,6 +49,9 @@ enum Command {
     Mount(mount::Mount),
     /// Unmount, and wait until everything is stored
     Umount(umount::Umount),
+    /// List, check, suspend and resume the tenants whose volumes are mounted on this machine
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
     /// Show how mounts are doing
     Status(status::StatusCommand),
     /// Show what a volume is, without its key
@@ -86,8 +91,22 @@ enum Command {
     Key(key::KeyCommand),
 }
 
+/// What the command line looks like, for whoever writes manual pages and completions of it.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+/// The options of `kmsfs mount` that a tenant's configuration may set, by their long names.
+pub fn tenant_keys() -> Vec<crate::tenant::Key> {
+    mount::tenant::keys()
+}
+
 /// Runs the program's command line and returns the process's exit code.
 pub fn run() -> ExitCode {
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|program| mount_helper::is_called(&program)) {
+        return end(mount_helper::run(words));
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -99,6 +118,7 @@ pub fn run() -> ExitCode {
         Command::Init(command) => init::run(&command),
         Command::Mount(command) => mount::run(&command),
         Command::Umount(command) => umount::run(&command),
+        Command::Tenant(command) => tenant::run(&command),
         Command::Status(command) => status::run(&command),
         Command::Info(command) => info::run(&command),
         Command::Audit(command) => audit::run(&command),
@@ -116,6 +136,10 @@ pub fn run() -> ExitCode {
         Command::Errand => crate::daemon::errand::main(),
         Command::Key(command) => key::run(command),
     };
+    end(result)
+}
+
+fn end(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {

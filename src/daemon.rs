@@ -1,10 +1,13 @@
 //! A mount as a process: opening the volume, serving the kernel, locking and unlocking, scrubbing, rewrapping and rekeying, the
 //! control socket, and the end. Depends on everything below. Failures are those of the command line, as they end up there.
 
+pub mod attach;
+mod bring_up;
 pub mod control;
 pub mod errand;
 mod gatekeeper;
 pub mod guard;
+mod idle;
 mod job;
 mod maintenance;
 pub mod mountpoint;
@@ -15,9 +18,11 @@ mod resident;
 mod rewrap;
 mod scrub;
 mod serve;
+mod service;
 mod status;
 mod trail;
 
+pub use idle::Idle;
 pub use job::State as JobState;
 pub use options::MountOptions;
 pub use process::harden;
@@ -25,4 +30,5 @@ pub use rekey::{RekeyOrder, RekeyStatus, Rekeyer};
 pub use rewrap::{LeftFile, RewrapStatus, Rewrapper};
 pub use scrub::ScrubStatus;
 pub use serve::{Stage, serve};
+pub use service::Service;
 pub use status::Status;

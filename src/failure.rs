@@ -45,6 +45,10 @@ pub enum Exit {
     NeedsRecovery = 15,
     /// The volume is older than its rollback guard has seen it, or the guard cannot tell.
     RolledBack = 16,
+    /// A tenant's configuration is missing or wrong.
+    Config = 17,
+    /// The tenant is suspended by the operator.
+    Suspended = 18,
     /// Interrupted by the user.
     Interrupted = 130,
 }
@@ -70,6 +74,8 @@ impl Exit {
             Self::Damage,
             Self::NeedsRecovery,
             Self::RolledBack,
+            Self::Config,
+            Self::Suspended,
             Self::Interrupted,
         ];
         all.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Self::Failure)

@@ -101,9 +101,14 @@ pub struct Fs {
     half_made: AtomicBool,
     /// Whom to tell that the volume has a new KEK.
     on_new_kek: Mutex<Option<rotation::Tell>>,
+    /// Has a volume unlocked that nobody used.
+    on_wake: Mutex<Option<Wake>>,
     /// Numbers of what happened, for `status`.
     pub counters: Counters,
 }
+
+/// Has the volume unlocked, and says whether it is.
+pub type Wake = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
 /// What happened on a mount so far.
 #[derive(Debug, Default)]
@@ -122,6 +127,8 @@ pub struct Counters {
     pub lost: AtomicU64,
     /// Files that a crash had left unfinished, of which a copy was kept.
     pub set_aside: AtomicU64,
+    /// Requests of applications that are more than looking at the root directory.
+    pub requests: AtomicU64,
 }
 
 /// Whether the volume's keys are there.
@@ -189,7 +196,7 @@ impl Fs {
     /// Passes the gate for an operation that applications start.
     fn enter(&self) -> Result<Entered<'_>> {
         if self.draining.load(Ordering::Acquire) {
-            return Err(Error::Locked(self.reason()));
+            return Err(self.locked());
         }
         self.enter_draining()
     }
@@ -203,7 +210,15 @@ impl Fs {
                 return Ok(Entered(gate));
             }
         }
-        Err(Error::Locked(self.reason()))
+        Err(self.locked())
+    }
+
+    /// What whoever comes while the volume is locked, or drains, is told: one that nobody used is unlocked for them.
+    pub fn locked(&self) -> Error {
+        match self.reason() {
+            LockReason::Idle => Error::NeedKey(error::Need::Wake),
+            reason => Error::Locked(reason),
+        }
     }
 
     /// Why the volume is locked or drains, or was last.
@@ -275,6 +290,10 @@ impl Fs {
         match need {
             error::Need::Unwrap(wrapped) => self.leases.fetch(wrapped).map(drop).map_err(Error::from),
             error::Need::Envelope => self.refill(),
+            error::Need::Wake => {
+                let wake = self.on_wake.lock().clone();
+                wake.map_or(Err(Error::Locked(self.reason())), |wake| wake())
+            }
         }
     }
 }

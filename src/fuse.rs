@@ -19,9 +19,12 @@ use crate::fs::{Creator, Error, Fs, Keeps, Result};
 pub use buffers::Buffers;
 use cached::Cached;
 use convert::attr_of;
+pub use direct::{attach, device};
 use flags::Flags;
 use forget::Forgetter;
-use fuser::{Errno, FopenFlags, Generation, MountOption, ReplyEmpty, ReplyEntry, ReplyXattr, Request, SessionACL};
+use fuser::{
+    Errno, FopenFlags, Generation, MountOption, ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr, Request, SessionACL,
+};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -89,6 +92,7 @@ impl Kernel {
         again: impl Fn(&Fs) -> Result<T> + Send + 'static,
         reply: impl FnOnce(std::result::Result<T, Errno>) + Send + 'static,
     ) {
+        self.note_request();
         match result {
             Err(Error::NeedKey(need)) => {
                 self.workers.run(move |_| Err(Error::NeedKey(need)), again, Self::numbered(reply));
@@ -99,7 +103,12 @@ impl Kernel {
 
     /// For what tells something of the volume: an operation may have taken so long that it was locked meanwhile.
     fn unless_closed<T>(fs: &Fs, result: Result<T>) -> Result<T> {
-        if result.is_ok() && !fs.is_open() { Err(Error::Locked(fs.reason())) } else { result }
+        if result.is_ok() && !fs.is_open() { Err(fs.locked()) } else { result }
+    }
+
+    /// Somebody uses the volume.
+    fn note_request(&self) {
+        self.fs.counters.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// For a reply that is given where this kernel's own tree is not at hand.
@@ -112,13 +121,20 @@ impl Kernel {
     }
 
     /// Takes setuid and setgid away where the kernel does not expect the mode to change.
-    fn drop_privileges(&self, ino: u64, keeps: impl FnOnce(u32) -> Keeps) -> Result<()> {
-        if self.fs.drop_privileges(ino, keeps)?
-            && let Some(forgetter) = self.forgetter.get()
-        {
-            forgetter.forget_attributes(ino);
+    fn dropping(
+        &self,
+        ino: u64,
+        keeps: impl Fn(u32) -> Keeps + Send + 'static,
+    ) -> impl Fn(&Fs) -> Result<()> + Send + 'static {
+        let forgetter = Arc::clone(&self.forgetter);
+        move |fs| {
+            if fs.drop_privileges(ino, &keeps)?
+                && let Some(forgetter) = forgetter.get()
+            {
+                forgetter.forget_attributes(ino);
+            }
+            Ok(())
         }
-        Ok(())
     }
 
     fn open_flags(&self) -> FopenFlags {
@@ -126,15 +142,17 @@ impl Kernel {
         flags | if self.direct_io { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::FOPEN_KEEP_CACHE }
     }
 
-    fn reply_entry(&self, result: Result<crate::fs::Entry>, reply: ReplyEntry) {
-        give_entry(result.map_err(|error| self.number(&error)), reply);
+    /// Does what ends with an entry.
+    fn entry(&self, act: impl Fn(&Fs) -> Result<crate::fs::Entry> + Send + 'static, reply: ReplyEntry) {
+        self.finish(act(&self.fs), act, move |result| give_entry(result, reply));
     }
 
-    fn reply_empty(&self, result: Result<()>, reply: ReplyEmpty) {
-        match result {
+    /// Does what ends with nothing.
+    fn empty(&self, act: impl Fn(&Fs) -> Result<()> + Send + 'static, reply: ReplyEmpty) {
+        self.finish(act(&self.fs), act, move |result| match result {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.number(&error)),
-        }
+            Err(number) => reply.error(number),
+        });
     }
 }
 
@@ -146,7 +164,8 @@ fn threads() -> usize {
         .min(MAX_THREADS)
 }
 
-/// Mounts and shakes hands with the kernel. Threads serve it once the session runs.
+/// Mounts, unless `attached` is a device that is mounted already, and shakes hands with the kernel. Threads serve it once
+/// the session runs.
 ///
 /// # Errors
 /// The system's.
@@ -155,6 +174,7 @@ pub fn mount(
     mountpoint: &Path,
     source: &Path,
     flags: &Flags,
+    attached: Option<std::os::fd::OwnedFd>,
 ) -> std::io::Result<fuser::Session<Kernel>> {
     let mut config = fuser::Config::default();
     let choose = |set: bool, yes, no| if set { yes } else { no };
@@ -175,7 +195,9 @@ pub fn mount(
     config.n_threads = Some(threads());
     config.clone_fd = true;
     let forgetter = Arc::clone(&kernel.forgetter);
-    let session = if rustix::process::geteuid().is_root() {
+    let session = if let Some(device) = attached {
+        fuser::Session::from_fd(kernel, device, config.acl, config)?
+    } else if rustix::process::geteuid().is_root() {
         let device = direct::mount(mountpoint, &source.display().to_string(), flags)?;
         fuser::Session::from_fd(kernel, device, config.acl, config).inspect_err(|_| {
             let _ = rustix::mount::unmount(mountpoint, rustix::mount::UnmountFlags::DETACH);
@@ -190,6 +212,13 @@ pub fn mount(
 fn give_entry(result: std::result::Result<crate::fs::Entry, Errno>, reply: ReplyEntry) {
     match result {
         Ok(entry) => reply.entry(&TTL, &attr_of(&entry), Generation(entry.generation)),
+        Err(number) => reply.error(number),
+    }
+}
+
+fn give_written(result: std::result::Result<u32, Errno>, reply: ReplyWrite) {
+    match result {
+        Ok(written) => reply.written(written),
         Err(number) => reply.error(number),
     }
 }

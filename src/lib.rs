@@ -10,7 +10,7 @@
 //! | 2 | [`audit`], [`lease`], [`ledger`] | what happened to a volume; unwrapped keys over time; what a volume was last known to be |
 //! | 3 | [`journal`], [`file`](mod@file) | the redo log; one encrypted file |
 //! | 4 | [`fs`] | the tree in our own types: inodes, handles, names |
-//! | 5 | [`errno`], [`failure`], [`check`], [`transfer`], [`certify`], [`dev_vault`] | what applications and people are told; checking volumes; moving in and out; proving that a key is gone; the embedded Key Vault |
+//! | 5 | [`errno`], [`failure`], [`check`], [`transfer`], [`certify`], [`dev_vault`], [`tenant`] | what applications and people are told; checking volumes; moving in and out; proving that a key is gone; the embedded Key Vault; who is mounted on this machine |
 //! | 6 | [`fuse`] | the kernel |
 //! | 7 | [`daemon`] | the process of a mount |
 //! | 8 | [`cli`] | the commands |
@@ -37,5 +37,6 @@ pub mod lease;
 pub mod ledger;
 pub mod manual;
 pub mod store;
+pub mod tenant;
 pub mod transfer;
 pub mod units;

@@ -112,14 +112,14 @@ pub enum Event {
     },
     /// The volume takes nothing new, and stores what was written.
     Drain {
-        /// `revoked`, `unreachable` or `operator`.
+        /// `revoked`, `unreachable`, `operator` or `idle`.
         reason: &'static str,
         /// For how long at most, in milliseconds.
         bound_ms: u64,
     },
     /// The volume is locked and its keys are wiped.
     Lock {
-        /// `revoked`, `unreachable` or `operator`.
+        /// `revoked`, `unreachable`, `operator` or `idle`.
         reason: &'static str,
         /// How long draining and locking took, in milliseconds.
         took_ms: u64,
@@ -304,6 +304,18 @@ pub enum Event {
         /// It came to its end, with nothing left out.
         complete: bool,
     },
+    /// The operator suspended the tenant whose volume it is: it stays locked until it is resumed.
+    Suspend {
+        /// The tenant.
+        tenant: String,
+        /// In the operator's words.
+        reason: String,
+    },
+    /// The operator ended that.
+    Resume {
+        /// The tenant.
+        tenant: String,
+    },
     /// Authenticates all lines before this one.
     Checkpoint {
         /// See [`super::mac`].
@@ -421,6 +433,8 @@ impl Event {
             Self::Check { .. } => "check",
             Self::Import { .. } => "import",
             Self::Export { .. } => "export",
+            Self::Suspend { .. } => "suspend",
+            Self::Resume { .. } => "resume",
             Self::Checkpoint { .. } => "checkpoint",
             Self::Repeated { .. } => "repeated",
             Self::Lost { .. } => "lost",

@@ -28,7 +28,8 @@ pub fn unlock(arguments: &Unlock) -> Result<(), Failure> {
     tell(&arguments.mountpoint, Command::Unlock)
 }
 
-fn tell(mountpoint: &Path, command: Command) -> Result<(), Failure> {
+/// Tells the mount at a mountpoint to do something.
+pub fn tell(mountpoint: &Path, command: Command) -> Result<(), Failure> {
     match ask(mountpoint, command)? {
         Reply::Failed(problem) => Err(problem.into()),
         _ => Ok(()),
@@ -45,6 +46,7 @@ impl From<Problem> for Failure {
             "damaged" => Exit::WrongKey,
             "busy" => Exit::Busy,
             "store" => Exit::Store,
+            "suspended" => Exit::Suspended,
             _ => Exit::Failure,
         };
         Self { exit, message, hint }

@@ -1,11 +1,14 @@
 //! `kmsfs mount`: in the foreground, or as a process of its own that reports when the mount answers.
 
+pub mod tenant;
+
 use super::{Exit, Failure};
 use crate::audit::Limits;
 use crate::daemon::guard::{GuardOptions, GuardPlace};
-use crate::daemon::{MountOptions, Stage, serve};
+use crate::daemon::{Idle, MountOptions, Service, Stage, serve};
 use crate::fuse::flags::Flags;
 use crate::lease::{KMS_RATE, OnRevoked, Policy};
+use crate::tenant::TenantName;
 use crate::units::VolumeId;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -21,11 +24,19 @@ const FOR_EVER: &str = "1000years";
 #[derive(Args)]
 pub struct Mount {
     /// The volume's directory
-    volume: PathBuf,
+    #[arg(required_unless_present = "tenant")]
+    volume: Option<PathBuf>,
     /// An empty directory in which the files appear
-    mountpoint: PathBuf,
+    #[arg(required_unless_present = "tenant")]
+    mountpoint: Option<PathBuf>,
+    /// Mount the volume of this tenant, as its configuration says and with its credentials
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<TenantName>,
+    /// Where the configurations of tenants are, if not in KMSFS_CONFIG_DIR or /etc/kmsfs
+    #[arg(long, value_name = "DIR", requires = "tenant")]
+    config_dir: Option<PathBuf>,
     /// Mount options: ro, allow_other, dev, suid, noexec, noatime, direct_io (keep nothing in the page cache), nonempty
-    #[arg(short = 'o', value_name = "OPT,OPT")]
+    #[arg(short = 'o', long, value_name = "OPT,OPT")]
     options: Vec<String>,
     /// How often the KMS is asked whether the key may still be used (at least 1s)
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
@@ -49,6 +60,12 @@ pub struct Mount {
     /// If the KMS refuses the key or does not answer, wait for it, for so long at most if a duration is given
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = FOR_EVER)]
     wait: Option<humantime::Duration>,
+    /// Wipe the keys when nobody has used the mount for so long; whoever does next has it unlocked
+    #[arg(long, value_name = "DURATION", value_parser = idle)]
+    idle_lock: Option<Duration>,
+    /// Unmount when nobody has used the mount for so long, and nothing of it is open
+    #[arg(long, value_name = "DURATION", value_parser = idle)]
+    idle_unmount: Option<Duration>,
     /// How many files of 4 MiB the audit log keeps, or `all`
     #[arg(long, value_name = "N", default_value = "16", value_parser = audit_keep)]
     audit_keep: AuditKeep,
@@ -68,6 +85,9 @@ pub struct Mount {
     /// Open the volume with its recovery key; with -o ro only
     #[arg(long)]
     with_recovery_kek: bool,
+    /// Something to know the mount by, in its metrics
+    #[arg(long, value_name = "NAME=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
     /// Stay in the foreground and log to standard error
     #[arg(long, short = 'f')]
     foreground: bool,
@@ -77,6 +97,12 @@ pub struct Mount {
     /// The background process of `mount`, which reports on standard output
     #[arg(long, hide = true)]
     report: bool,
+    /// Have `kmsfs tenant attach` make the mount, from outside of the namespace that this process is in
+    #[arg(long, hide = true, requires = "foreground")]
+    attached: bool,
+    /// The process of a tenant, which has its options and its credentials already
+    #[arg(long, hide = true, requires = "tenant")]
+    expanded: bool,
 }
 
 /// What an older version does to a mount.
@@ -110,47 +136,84 @@ enum Report {
 }
 
 pub fn run(arguments: &Mount) -> Result<(), Failure> {
-    let usage = |message: String| Failure::new(Exit::Usage, message);
-    let flags = Flags::parse(arguments.options.iter().map(String::as_str))
-        .map_err(|message| usage(message).hint("kmsfs mount --help"))?;
-    let policy = Policy::new(arguments.revalidate, arguments.offline_grace, arguments.drain)
-        .map_err(usage)?
-        .on_revoked(arguments.on_revoked);
-    if arguments.with_recovery_kek && !flags.read_only {
-        let failure = usage("with its recovery key a volume can be mounted to be read only".to_owned());
-        return Err(failure.hint(
-            "add -o ro; to use it as before, under another key: kmsfs rewrap VOLUME --with-recovery-kek --kek NEW",
-        ));
+    if let Some(tenant) = arguments.tenant.as_ref().filter(|_| !arguments.expanded) {
+        return Err(tenant::become_tenant(tenant, arguments));
     }
-    let options = MountOptions {
-        volume: arguments.volume.clone(),
-        mountpoint: arguments.mountpoint.clone(),
-        kek: arguments.kek.clone(),
-        policy,
-        kms_rate: arguments.kms_rate,
-        check_rotation: Some(arguments.check_rotation).filter(|every| !every.is_zero()),
-        with_recovery_kek: arguments.with_recovery_kek,
-        wait: arguments.wait.map(Into::into),
-        volume_id: arguments.volume_id,
-        flags,
-        guard: arguments
-            .rollback_guard
-            .clone()
-            .map(|place| GuardOptions { place, warn: arguments.on_rollback == OnRollback::Warn }),
-        audit: Limits { keep: arguments.audit_keep.0, ..Limits::default() },
-    };
+    let options = arguments.options()?;
     if arguments.report {
         return in_background(&options);
     }
     if arguments.foreground {
         log();
-        return serve(&options, |stage| {
-            if let Stage::Ready = stage {
-                tracing::info!("mounted");
-            }
+        let (service, attached) = (options.service, options.attached);
+        return serve(&options, |stage| match stage {
+            Stage::Waiting(why) => service.waiting(&why),
+            Stage::Warned(_) => (),
+            Stage::Offered => service.ready("prepared; to be mounted"),
+            Stage::Ready if attached => service.status("unlocked"),
+            Stage::Ready => service.ready("unlocked"),
         });
     }
     start_background(arguments)
+}
+
+impl Mount {
+    /// What the mount is told.
+    fn options(&self) -> Result<MountOptions, Failure> {
+        let usage = |message: String| Failure::new(Exit::Usage, message);
+        let flags = Flags::parse(self.options.iter().map(String::as_str))
+            .map_err(|message| usage(message).hint("kmsfs mount --help"))?;
+        let policy = Policy::new(self.revalidate, self.offline_grace, self.drain)
+            .map_err(|message| usage(message).hint("kmsfs mount --help"))?
+            .on_revoked(self.on_revoked);
+        if self.with_recovery_kek && !flags.read_only {
+            let failure = usage("with its recovery key a volume can be mounted to be read only".to_owned());
+            return Err(failure.hint(
+                "add -o ro; to use it as before, under another key: kmsfs rewrap VOLUME --with-recovery-kek --kek NEW",
+            ));
+        }
+        let (Some(volume), Some(mountpoint)) = (self.volume.clone(), self.mountpoint.clone()) else {
+            return Err(usage("a volume and a mountpoint are needed".to_owned()).hint("kmsfs mount --help"));
+        };
+        if self.attached && self.idle_unmount.is_some() {
+            let failure = usage("a service cannot unmount itself when nobody uses it".to_owned());
+            return Err(failure.hint("mount it by fstab with x-systemd.automount, or use idle-lock"));
+        }
+        let guard = self.rollback_guard.clone();
+        Ok(MountOptions {
+            volume,
+            mountpoint,
+            tenant: self.tenant.clone(),
+            kek: self.kek.clone(),
+            policy,
+            kms_rate: self.kms_rate,
+            check_rotation: Some(self.check_rotation).filter(|every| !every.is_zero()),
+            with_recovery_kek: self.with_recovery_kek,
+            wait: self.wait.map(Into::into),
+            volume_id: self.volume_id,
+            flags,
+            guard: guard.map(|place| GuardOptions { place, warn: self.on_rollback == OnRollback::Warn }),
+            audit: Limits { keep: self.audit_keep.0, ..Limits::default() },
+            // In the background it is nobody's service, whoever started the command.
+            service: Service::new(self.foreground),
+            attached: self.attached,
+            idle: Idle { lock: self.idle_lock, unmount: self.idle_unmount },
+            labels: self.label.iter().cloned().collect(),
+        })
+    }
+}
+
+fn idle(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration >= Duration::from_secs(1) => Ok(duration),
+        Ok(_) => Err("it is 1s at least".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it is NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn log() {
@@ -220,6 +283,7 @@ fn in_background(options: &MountOptions) -> Result<(), Failure> {
         match stage {
             Stage::Waiting(why) => return report(&Report::Waiting { why }),
             Stage::Warned(what) => return report(&Report::Warning { what }),
+            Stage::Offered => return,
             Stage::Ready => (),
         }
         mounted = true;

@@ -4,6 +4,7 @@
 
 use super::{LeftFile, RekeyStatus, RewrapStatus, ScrubStatus, Status};
 use crate::check::Finding;
+use crate::failure::{Exit, Failure};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::num::NonZeroU64;
@@ -28,6 +29,8 @@ pub enum Command {
     Lock,
     /// Unlock by the operator's hand.
     Unlock,
+    /// Store what was written, and take the mount away from whoever uses it; answered when it is gone.
+    Stop,
     /// Which process it is; the connection then shows when it ends.
     Watch,
     /// Begin to authenticate everything.
@@ -121,7 +124,7 @@ pub enum Reply {
 /// What went wrong: a kind for the program, words for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// `refused`, `unreachable`, `credentials`, `misconfigured`, `damaged`, `busy`, `locked`, `store` or `other`.
+    /// `refused`, `unreachable`, `credentials`, `misconfigured`, `damaged`, `busy`, `locked`, `store`, `suspended` or `other`.
     pub kind: String,
     /// What happened.
     pub message: String,
@@ -138,6 +141,19 @@ impl Problem {
     /// With a hint.
     pub fn hint(self, hint: &str) -> Self {
         Self { hint: Some(hint.to_owned()), ..self }
+    }
+}
+
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        Self::new("other", error.to_string())
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        let kind = if failure.exit == Exit::Suspended { "suspended" } else { "other" };
+        Self { kind: kind.to_owned(), message: failure.message, hint: failure.hint }
     }
 }
 
@@ -159,6 +175,21 @@ pub fn path(mountpoint: &Path) -> PathBuf {
     directory().join(format!("{}.sock", &hash.to_hex()[..32]))
 }
 
+/// Makes [`directory`], for its own user only.
+///
+/// # Errors
+/// The system's; also if it belongs to somebody else.
+pub(super) fn make_directory() -> io::Result<()> {
+    let directory = directory();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+    let metadata = std::fs::symlink_metadata(&directory)?;
+    if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other(format!("{} belongs to somebody else", directory.display())));
+    }
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o700))?;
+    Ok(())
+}
+
 /// The socket of a mount that serves; removed when dropped.
 pub struct Socket {
     path: PathBuf,
@@ -171,13 +202,7 @@ impl Socket {
     /// # Errors
     /// The system's; also if the directory belongs to somebody else.
     pub fn bind(mountpoint: &Path) -> io::Result<Self> {
-        let directory = directory();
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        let metadata = std::fs::symlink_metadata(&directory)?;
-        if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
-            return Err(io::Error::other(format!("{} belongs to somebody else", directory.display())));
-        }
-        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o700))?;
+        make_directory()?;
         let path = path(mountpoint);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -34,6 +34,9 @@ const SHORTEST: Duration = Duration::from_millis(250);
 /// For how long a lock waits for the audit log's checkpoint.
 const CHECKPOINT: Duration = Duration::from_millis(250);
 
+/// For how long an end by force waits for what was written to be stored, and at first for what is under way.
+const LAST_DRAIN: Duration = Duration::from_secs(60);
+const LAST_OPERATIONS: Duration = Duration::from_secs(1);
 /// The kernel forgets an inode within this, unless a disk holds it up.
 const STUCK: Duration = Duration::from_millis(50);
 /// So many inodes may be held up by a disk before the others are.
@@ -157,6 +160,30 @@ impl Gatekeeper {
             tracing::warn!("not everything that was written could be stored within {bound:?}");
         }
         drained
+    }
+}
+
+impl Gatekeeper {
+    /// Ends the mount although somebody may use it.
+    ///
+    /// 1. Nothing new is taken, so that nothing is written that is not stored; whoever asks is told `ENOKEY`.
+    /// 2. What the kernel has is sent and committed.
+    /// 3. The mount is taken away and its connection to the kernel ended: whoever uses it is told `ENOTCONN`, and the
+    ///    process ends as after every unmount. A crash before this is one like any other.
+    ///
+    /// # Errors
+    /// If the mount cannot be taken away; it serves as before then.
+    pub fn stop(&self) -> std::io::Result<()> {
+        self.last_drain();
+        super::mountpoint::bury(&self.mountpoint).inspect_err(|_| self.fs.end_drain())
+    }
+
+    /// Takes nothing new any more, and stores what there is.
+    pub fn last_drain(&self) {
+        if self.fs.is_open() {
+            self.fs.begin_drain(LockReason::Operator, LAST_OPERATIONS);
+            self.drain(LAST_DRAIN);
+        }
     }
 }
 

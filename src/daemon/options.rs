@@ -1,10 +1,13 @@
 //! What a mount can be told.
 
 use super::guard::GuardOptions;
+use super::{Idle, Service};
 use crate::audit::Limits;
 use crate::fuse::flags::Flags;
 use crate::lease::Policy;
+use crate::tenant::TenantName;
 use crate::units::VolumeId;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +18,8 @@ pub struct MountOptions {
     pub volume: PathBuf,
     /// Where it appears.
     pub mountpoint: PathBuf,
+    /// Whose volume it is, if that has a configuration.
+    pub tenant: Option<TenantName>,
     /// The KEK to ask instead of the one that the volume record names; it has to be the same key.
     pub kek: Option<String>,
     /// How the KMS's answers are weighed.
@@ -35,4 +40,12 @@ pub struct MountOptions {
     pub audit: Limits,
     /// How it is kept from being mounted in an older version, if at all.
     pub guard: Option<GuardOptions>,
+    /// What it is to be known by in its metrics, beside its own names.
+    pub labels: BTreeMap<String, String>,
+    /// What it does when nobody uses it.
+    pub idle: Idle,
+    /// The service manager is told how it is.
+    pub service: Service,
+    /// Another process mounts it ([`super::attach`]).
+    pub attached: bool,
 }

@@ -1,5 +1,7 @@
 //! From a volume's directory to a mount that answers, and to its end.
 
+use super::attach::{self, Attached};
+use super::bring_up::{adopt_newest, bring_up, check_fuse, check_identity, take, wait_for_volume_key};
 use super::control::{Command, Problem, Reply, Socket};
 use super::errand::Errand;
 use super::gatekeeper::{Gatekeeper, Parts};
@@ -9,32 +11,27 @@ use super::rekey::{RekeyOrder, Rekeyer};
 use super::rewrap::Rewrapper;
 use super::scrub::Scrubber;
 use super::trail::{Trail, note_new_kek};
-use super::{MountOptions, Status, mountpoint, process};
+use super::{MountOptions, Service, Status, mountpoint, process};
 use crate::audit;
 use crate::crypto::Secret32;
 use crate::crypto::derive::VolumeKeys;
 use crate::failure::{Exit, Failure};
-use crate::file::Context;
 use crate::format::volume::KekRole;
-use crate::fs::Fs;
 use crate::fs::rewrap::Plan;
-use crate::fs::volume::{Holder, Holding, Volume, VolumeError};
+use crate::fs::volume::{Holder, Volume};
+use crate::fs::{Error, Fs};
 use crate::fuse::forget::Forgetter;
 use crate::fuse::{Buffers, Kernel};
-use crate::journal::{Journal, LOG_LEN, recovery};
-use crate::kms::{Backoff, ConnectOptions, KekRef, Kms, KmsErrorKind, Ring};
+use crate::journal::recovery;
+use crate::kms::{KekRef, Kms, Ring};
 use crate::lease::{Canary, Event, Keeper, Leases, LockReason, UnlockError};
 use crate::store::dir::{AccessTimes, DirStore};
+use crate::tenant::Suspension;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
-/// A mount that waits for its key asks for it again after so long, and then less and less often.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How long a mount waits for the one before it, which is unmounted and still stores something, and how often it looks.
-const ENDING: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(20);
 /// How long an unmount waits for operations that are still under way.
 const LAST_OPERATIONS: Duration = Duration::from_secs(5);
 /// How many unwrapped envelopes are kept.
@@ -47,6 +44,8 @@ pub enum Stage {
     Waiting(String),
     /// Something that whoever mounts should know, though it goes on.
     Warned(String),
+    /// Another process can mount it now: [`super::attach`].
+    Offered,
     /// The mount answers.
     Ready,
 }
@@ -62,7 +61,12 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
         Failure::new(Exit::Failure, "this machine's AES-256-GCM gives wrong answers: nothing is touched")
     })?;
     let mountpoint = mountpoint::absolute(&options.mountpoint)?;
-    mountpoint::check(&mountpoint, options.flags.nonempty)?;
+    if !options.attached {
+        mountpoint::check(&mountpoint, options.flags.nonempty)?;
+        if options.tenant.is_some() {
+            mountpoint::protect_if_possible(&mountpoint);
+        }
+    }
     check_fuse()?;
     // Other commands say where it is, from wherever they are called.
     let path = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
@@ -123,11 +127,21 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     if !fs.root_is_whole() {
         return Err(Failure::new(Exit::Volume, "the volume is damaged: its root directory has no id"));
     }
+    let attached = match options.attached {
+        true => {
+            Some(attach::offer(&mountpoint, &path, &options.flags, || reached(Stage::Offered)).map_err(|error| {
+                let message = format!("the mount was offered, and nobody made it: {error}");
+                Failure::new(Exit::Mountpoint, message)
+                    .hint("its unit has to have ExecStartPost=+kmsfs tenant attach TENANT")
+            })?)
+        }
+        false => None,
+    };
     let ready = || {
         holding.answers(&Holder::here(mountpoint.display().to_string()));
         reached(Stage::Ready);
     };
-    run(options, &mountpoint, fs, &leases, canary, (trail, audit_key, guard), ready)?;
+    run(options, &mountpoint, (fs, attached), &leases, canary, (trail, audit_key, guard), ready)?;
     drop(holding);
     Ok(())
 }
@@ -136,7 +150,7 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
 fn run(
     options: &MountOptions,
     mountpoint: &std::path::Path,
-    fs: Arc<Fs>,
+    (fs, attached): (Arc<Fs>, Option<(OwnedFd, Attached)>),
     leases: &Arc<Leases>,
     canary: Canary,
     (trail, audit_key, guard): (Trail, Secret32, Option<Guard>),
@@ -147,7 +161,8 @@ fn run(
     let kernel = Kernel::new(Arc::clone(&fs), Arc::clone(&buffers), options.flags.direct_io);
     let (wash, synced) = (kernel.wash(), kernel.synced());
     let source = options.volume.canonicalize().unwrap_or_else(|_| options.volume.clone());
-    let session = crate::fuse::mount(kernel, mountpoint, &source, &options.flags)
+    let (device, attached) = attached.unzip();
+    let session = crate::fuse::mount(kernel, mountpoint, &source, &options.flags, device)
         .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
     let scrubber = Arc::new(Scrubber::new(Arc::clone(&fs)));
     let rewrapper = Arc::new(Rewrapper::new(Arc::clone(&fs)));
@@ -165,36 +180,60 @@ fn run(
         rekeyer: Arc::clone(&rekeyer),
     });
     let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
+    let (end, ended) = mpsc::channel();
+    let session_end = end.clone();
     let served = std::thread::Builder::new()
         .name("kmsfs-session".into())
-        .spawn(move || session.run())
+        .spawn(move || {
+            // Also if it panics.
+            let _end = EndOfSession(session_end);
+            session.run()
+        })
         .map_err(|error| failed("no thread to serve the kernel", &error))?;
+    let gatekeeper = Arc::new(Gatekeeper(Arc::clone(&parts)));
     let keeper = Keeper::start(
         Arc::clone(leases),
-        Arc::new(Gatekeeper(Arc::clone(&parts))),
+        Arc::<Gatekeeper>::clone(&gatekeeper),
         canary,
         options.policy,
-        tell(trail.recorder()),
+        tell(trail.recorder(), options.service),
     )
     .map_err(|error| failed("no thread to ask the KMS", &error))?;
     let keeper = Arc::new(keeper);
     follow_new_keks(&fs, &keeper, trail.recorder(), guard.clone());
+    wake_for_users(&fs, &keeper);
     let socket = Socket::bind(mountpoint).map_err(|error| failed("the control socket cannot be made", &error));
     let maintenance = Maintenance::start(parts, options.check_rotation);
     let started = socket.and_then(|socket| {
         let (fs, keeper) = (Arc::clone(&fs), Arc::clone(&keeper));
         let (scrubber, rewrapper, rekeyer) = (Arc::clone(&scrubber), Arc::clone(&rewrapper), Arc::clone(&rekeyer));
-        let (policy, place) = (options.policy, mountpoint.to_owned());
-        let (read_only, guard) = (options.flags.read_only, guard.clone());
+        let (policy, place, stopper) = (options.policy, mountpoint.to_owned(), Arc::clone(&gatekeeper));
+        let (service, attached) = (options.service, options.attached);
+        let (read_only, guard, tenant) = (options.flags.read_only, guard.clone(), options.tenant.clone());
         socket
             .serve(move |command| {
+                if let Command::Stop = command {
+                    service.stopping();
+                    // What another process mounted, only such a one takes away: whoever asks does it.
+                    let stopped = if attached { Ok(stopper.last_drain()) } else { stopper.stop() };
+                    return stopped.map_or_else(|error| Reply::Failed(error.into()), |()| Reply::Done);
+                }
+                if let (Command::Unlock, Some(tenant)) = (&command, &tenant)
+                    && let Err(failure) = Suspension::forbids(tenant)
+                {
+                    return Reply::Failed(failure.into());
+                }
                 answer(command, &keeper, &scrubber, &rewrapper, &rekeyer, || {
                     let jobs = (scrubber.status(), rewrapper.status(), rekeyer.status());
-                    Status::of(&fs, &keeper, &policy, &place, read_only, jobs, guard.as_deref())
+                    let status = Status::of(&fs, &keeper, &policy, &place, read_only, jobs, guard.as_deref());
+                    Status { tenant: tenant.clone(), ..status }
                 })
             })
             .map_err(|error| failed("the control socket cannot be served", &error))?;
-        end_on_signals(options.mountpoint.clone()).map_err(|error| failed("signals cannot be handled", &error))?;
+        end_on_signals(mountpoint.to_owned(), options, Arc::clone(&gatekeeper), end)
+            .map_err(|error| failed("signals cannot be handled", &error))?;
+        // Whoever suspends writes that down, and then looks for a mount to lock: one of the two sees the other.
+        options.tenant.as_ref().map_or(Ok(()), Suspension::forbids)?;
         // Answered by the session's own threads: from here on everybody gets an answer.
         Errand::ask(mountpoint).run().map_err(|error| failed("the mount does not answer", &error))?;
         Ok(socket)
@@ -203,8 +242,18 @@ fn run(
         Ok(socket) => {
             trail.mounted(options, mountpoint, &fs, audit_key);
             ready();
+            attached.into_iter().for_each(Attached::answers);
+            if let Err(error) = options.service.watch(mountpoint.to_owned()) {
+                tracing::warn!("no thread to tell the watchdog: {error}");
+            }
+            if let Err(error) = options.idle.watch(&fs, &keeper, mountpoint.to_owned()) {
+                tracing::warn!("no thread to see whether the mount is used: {error}");
+            }
             crate::crypto::wipe_stack();
-            let ended = served.join();
+            let session_ended = ended.recv().is_ok_and(|end| end == End::Session);
+            options.service.stopping();
+            // Of one that goes on, because nobody here can unmount it, the end of the process is the end.
+            let ended = if session_ended { served.join() } else { Ok(Ok(())) };
             scrubber.close();
             rewrapper.close();
             rekeyer.close();
@@ -219,8 +268,10 @@ fn run(
             }
         }
         Err(failure) => {
-            let _ = mountpoint::detach(mountpoint);
-            let _ = served.join();
+            // What another process mounted ends with this one.
+            if !options.attached && mountpoint::detach(mountpoint).is_ok() {
+                let _ = served.join();
+            }
             scrubber.close();
             rewrapper.close();
             rekeyer.close();
@@ -234,8 +285,10 @@ fn run(
 /// Stores what is left and wipes the keys.
 fn finish(fs: &Fs, keeper: &Keeper, trail: &Trail, guard: Option<&Guard>) {
     fs.on_new_kek(None);
+    fs.on_wake(None);
     let locked = !fs.is_open();
-    if fs.is_open() {
+    // Before a volume locks because nobody uses it, everything is stored, and needs no key any more.
+    if fs.is_open() || (fs.reason() == LockReason::Idle && fs.waiting_files() == 0) {
         match fs.shut_down() {
             // The KMS last: what it remembers has to be there.
             Ok(()) => {
@@ -250,33 +303,6 @@ fn finish(fs: &Fs, keeper: &Keeper, trail: &Trail, guard: Option<&Guard>) {
         tracing::warn!("unmounted while locked; the next mount recovers ({:?})", keeper.status().state);
     }
     trail.unmounted(fs, locked);
-}
-
-/// Takes up the newest version of each of the volume's keys.
-fn adopt_newest(
-    options: &MountOptions,
-    volume: &Volume,
-    ring: &Ring,
-    volume_key: &Secret32,
-    trail: &Trail,
-) -> Result<(), Failure> {
-    let of_volume = |error| Failure::of_volume(&options.volume, error);
-    let mut rotated = volume.adopt_newest_kek(ring, volume_key).map_err(of_volume)?;
-    if let Some(recovery) = volume.record().newest_of(KekRole::Recovery) {
-        // It wraps new files only, and may be out of reach for a while.
-        let adopted = ring.at(&recovery.reference).map_err(VolumeError::from);
-        match adopted.and_then(|kms| volume.adopt_newest_recovery_kek(&*kms, volume_key)) {
-            Ok(adopted) => rotated |= adopted,
-            Err(error) => tracing::warn!("new files cannot be made before the recovery key can wrap: {error}"),
-        }
-    }
-    if rotated {
-        tracing::info!("the key was rotated: new files are wrapped by its new version");
-        let (references, primary) = volume.references();
-        ring.set_keys(references, &primary);
-        trail.rotated(volume);
-    }
-    Ok(())
 }
 
 /// From now on the canary is the volume key as the newest KEK wrapped it, and what is new is noted, by the guard as well.
@@ -295,154 +321,6 @@ fn follow_new_keks(fs: &Arc<Fs>, keeper: &Arc<Keeper>, recorder: audit::Recorder
     })));
 }
 
-fn check_fuse() -> Result<(), Failure> {
-    let hint = "apt-get install fuse3, and modprobe fuse";
-    if !std::path::Path::new("/dev/fuse").exists() {
-        return Err(Failure::new(Exit::FuseMissing, "this system has no /dev/fuse").hint(hint));
-    }
-    let helper = || {
-        std::env::var_os("PATH")
-            .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join("fusermount3").exists()))
-    };
-    if !rustix::process::geteuid().is_root() && !helper() {
-        let failure = Failure::new(Exit::FuseMissing, "fusermount3, which mounts for ordinary users, is not installed");
-        return Err(failure.hint(hint));
-    }
-    Ok(())
-}
-
-fn check_identity(options: &MountOptions, volume: &Volume) -> Result<(), Failure> {
-    match options.volume_id {
-        Some(expected) if expected != volume.record().id => {
-            let message = format!("this is volume {}, not {expected}", volume.record().id);
-            Err(Failure::new(Exit::WrongKey, message).hint("somebody may have put another volume in its place"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Takes the volume; says whether it has to be recovered first. A mount that changes nothing takes it alone for the
-/// recovery only.
-fn take(options: &MountOptions, volume: &Volume, mountpoint: &std::path::Path) -> Result<(Holding, bool), Failure> {
-    let of_store = |error: std::io::Error| Failure::of_store(&options.volume, &error);
-    let clean =
-        options.flags.read_only && recovery::read_only(&*volume.journal().map_err(of_store)?).map_err(of_store)?.1;
-    Ok((hold(options, volume, mountpoint, clean)?, !clean))
-}
-
-/// Opens the journal, after what a crash has left was recovered, if the volume is unclean.
-fn bring_up(
-    options: &MountOptions,
-    volume: &Volume,
-    holding: &Holding,
-    unclean: bool,
-) -> Result<(Arc<Context>, Option<audit::Event>), Failure> {
-    let of_store = |error: std::io::Error| Failure::of_store(&options.volume, &error);
-    if !options.flags.read_only {
-        let (journal, recovery) = recover(options, volume)?;
-        return Ok((volume.context(journal), recovery));
-    }
-    let mut event = None;
-    if unclean {
-        let (journal, recovery) = recover(options, volume)?;
-        journal.close().map_err(of_store)?;
-        holding.share().map_err(of_store)?;
-        event = recovery;
-    }
-    let journal = recovery::read_only(&*volume.journal().map_err(of_store)?).map_err(of_store)?.0;
-    Ok((volume.context(journal), event))
-}
-
-fn hold(
-    options: &MountOptions,
-    volume: &Volume,
-    mountpoint: &std::path::Path,
-    shared: bool,
-) -> Result<Holding, Failure> {
-    let holder = Holder::here(mountpoint.display().to_string());
-    let begin = Instant::now();
-    let is_ending = |other: &Holder| {
-        other.answers && other.host == holder.host && mountpoint::is_ending(other.pid, other.mountpoint.as_ref())
-    };
-    let mut taken = Holding::take(volume.path(), &holder, shared);
-    // umount(8) returns before everything is stored. Whoever mounts again at once is not to be told of a mount that
-    // nobody can see.
-    while let Ok(Err(Some(other))) = &taken
-        && is_ending(other)
-        && begin.elapsed() < ENDING
-    {
-        std::thread::sleep(LOOK);
-        taken = Holding::take(volume.path(), &holder, shared);
-    }
-    match taken {
-        Ok(Ok(holding)) => Ok(holding),
-        Ok(Err(other)) => {
-            let who = other.map_or_else(|| "by another process".to_owned(), |other| other.to_string());
-            let message = format!("{} is mounted already, {who}", options.volume.display());
-            Err(Failure::new(Exit::AlreadyMounted, message)
-                .hint("a volume can be mounted once, or several times with -o ro"))
-        }
-        Err(error) => Err(Failure::of_store(&options.volume, &error)),
-    }
-}
-
-/// Opens the journal and replays what a crash has left. Needs no key.
-fn recover(options: &MountOptions, volume: &Volume) -> Result<(Journal, Option<audit::Event>), Failure> {
-    let of_store = |error: std::io::Error| Failure::of_store(&options.volume, &error);
-    let (directory, tree) = (volume.journal().map_err(of_store)?, volume.tree().map_err(of_store)?);
-    let (journal, found) = recovery::open(&*directory, &*tree, LOG_LEN).map_err(of_store)?;
-    if found.crashed {
-        tracing::warn!(
-            "the volume was not unmounted: {} updates of {} files were replayed",
-            found.updates,
-            found.files
-        );
-    }
-    for at in &found.damaged_at {
-        tracing::error!("the journal is damaged at {at}: changes that were committed there are lost");
-    }
-    let happened = found.crashed || !found.damaged_at.is_empty();
-    let recovery = happened.then(|| audit::Event::Recovery {
-        updates: found.updates,
-        files: found.files,
-        damaged_at: found.damaged_at.iter().map(ToString::to_string).collect(),
-    });
-    Ok((journal, recovery))
-}
-
-/// Unwraps the volume key, with as much patience as the options say: what the KMS refuses it may grant later, and what
-/// is away may come back.
-fn wait_for_volume_key(
-    options: &MountOptions,
-    volume: &Volume,
-    trail: &Trail,
-    reached: &mut impl FnMut(Stage),
-) -> Result<(Arc<Ring>, Secret32), Failure> {
-    let begin = Instant::now();
-    let mut pauses = Backoff::seeded(FIRST_PAUSE, LONGEST_PAUSE);
-    loop {
-        let connect = ConnectOptions::from_variables(|name| std::env::var(name).ok());
-        let ring = volume.ring(connect, options.kek.as_deref());
-        let error = match volume.unlock(&ring) {
-            Ok(unwrapped) => {
-                trail.unwrapped(&unwrapped.ids);
-                return Ok((ring, unwrapped.secret));
-            }
-            Err(VolumeError::Kms(error)) => error,
-            Err(error) => return Err(Failure::of_volume(&options.volume, error)),
-        };
-        if let Some(kek) = volume.opening_kek() {
-            trail.denied(&kek.volume_key, &error);
-        }
-        let passes = matches!(error.kind, KmsErrorKind::Refused | KmsErrorKind::Unreachable);
-        let left = options.wait.and_then(|wait| wait.checked_sub(begin.elapsed()));
-        let Some(left) = left.filter(|_| passes) else { return Err(Failure::of_key(volume, error)) };
-        tracing::warn!("waiting for the key: {error}");
-        reached(Stage::Waiting(error.to_string()));
-        std::thread::sleep(pauses.delay().min(left));
-    }
-}
-
 fn answer(
     command: Command,
     keeper: &Keeper,
@@ -453,7 +331,8 @@ fn answer(
 ) -> Reply {
     match command {
         Command::Status => Reply::Status(Box::new(status())),
-        Command::Watch => Reply::Done,
+        // The end has been dealt with, where the mount is at hand.
+        Command::Watch | Command::Stop => Reply::Done,
         Command::Lock => {
             keeper.lock();
             Reply::Done
@@ -505,9 +384,28 @@ fn answer(
     }
 }
 
+/// Whoever uses a volume that locked because nobody did has it unlocked.
+fn wake_for_users(fs: &Arc<Fs>, keeper: &Arc<Keeper>) {
+    let (volume, keeper) = (Arc::downgrade(fs), Arc::downgrade(keeper));
+    fs.on_wake(Some(Arc::new(move || {
+        let (Some(fs), Some(keeper)) = (volume.upgrade(), keeper.upgrade()) else { return Err(Error::Draining) };
+        keeper.wake().map_err(|error| match error {
+            UnlockError::Kms(error) => error.into(),
+            UnlockError::Volume(_) | UnlockError::Overtaken => Error::Locked(fs.reason()),
+        })
+    })));
+}
+
 /// What the keeper's events are told to: the log of the process, and the audit log where nobody else does.
-fn tell(recorder: audit::Recorder) -> impl Fn(Event) + Send {
-    move |event| match event {
+fn tell(recorder: audit::Recorder, service: Service) -> impl Fn(Event) + Send {
+    move |event| {
+        service.happened(&event);
+        note(&recorder, event);
+    }
+}
+
+fn note(recorder: &audit::Recorder, event: Event) {
+    match event {
         Event::Probed { outcome: Ok(()), took } => tracing::debug!("the KMS granted the key within {took:?}"),
         Event::Probed { outcome: Err(error), took } => {
             tracing::warn!("the KMS did not grant the key ({took:?}): {error}")
@@ -530,12 +428,41 @@ fn tell(recorder: audit::Recorder) -> impl Fn(Event) + Send {
     }
 }
 
-/// On the first signal to end, the mount is taken away if nobody uses it, and else out of the tree.
-fn end_on_signals(mountpoint: std::path::PathBuf) -> std::io::Result<()> {
+/// Why a mount ends.
+#[derive(PartialEq, Eq)]
+enum End {
+    /// It was unmounted.
+    Session,
+    /// The process was told to, and cannot unmount.
+    Told,
+}
+
+/// Says that the session has ended, however it did.
+struct EndOfSession(mpsc::Sender<End>);
+
+impl Drop for EndOfSession {
+    fn drop(&mut self) {
+        let _ = self.0.send(End::Session);
+    }
+}
+
+/// On the first signal to end, the mount is taken away if nobody uses it, and else out of the tree. What another process
+/// mounted is stored, and ends with this process.
+fn end_on_signals(
+    mountpoint: std::path::PathBuf,
+    options: &MountOptions,
+    gatekeeper: Arc<Gatekeeper>,
+    end: mpsc::Sender<End>,
+) -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
+    let (service, attached) = (options.service, options.attached);
     std::thread::Builder::new().name("kmsfs-signals".into()).spawn(move || {
         for _ in signals.forever() {
-            if mountpoint::unmount(&mountpoint).is_err() {
+            service.stopping();
+            if attached {
+                gatekeeper.last_drain();
+                let _ = end.send(End::Told);
+            } else if mountpoint::unmount(&mountpoint).is_err() {
                 tracing::warn!("still in use: the mount ends when nobody uses it any more");
                 let _ = mountpoint::detach(&mountpoint);
             }

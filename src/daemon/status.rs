@@ -5,6 +5,7 @@ use super::{RekeyStatus, RewrapStatus, ScrubStatus};
 use crate::format::volume::KekRole;
 use crate::fs::Fs;
 use crate::lease::{BootTime, Keeper, LeaseStats, LockReason, OnRevoked, Policy, State};
+use crate::tenant::TenantName;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,7 +15,7 @@ use std::sync::atomic::Ordering::Relaxed;
 pub struct Status {
     /// `unlocked`, `read-only` or `prevent-new` (revoked, where that does not lock), `draining` or `locked`.
     pub state: String,
-    /// `revoked`, `unreachable` or `operator`, unless unlocked.
+    /// `revoked`, `unreachable`, `operator` or `idle`, unless unlocked.
     pub reason: Option<String>,
     /// For how long it has been so, in seconds.
     pub since_s: f64,
@@ -34,6 +35,9 @@ pub struct Status {
     pub volume: PathBuf,
     /// The volume's id.
     pub volume_id: String,
+    /// Whose it is; `null` unless it was mounted as a tenant's.
+    #[serde(default)]
+    pub tenant: Option<TenantName>,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// The process that serves it.
@@ -106,6 +110,7 @@ impl Status {
             last_error: lease.last_error.map(|error| error.to_string()),
             volume: fs.volume().path().to_owned(),
             volume_id: fs.volume().record().id.to_string(),
+            tenant: None,
             mountpoint: mountpoint.to_owned(),
             pid: std::process::id(),
             read_only,
@@ -133,5 +138,6 @@ pub(super) fn reason_name(reason: LockReason) -> &'static str {
         LockReason::Revoked => "revoked",
         LockReason::Unreachable => "unreachable",
         LockReason::Operator => "operator",
+        LockReason::Idle => "idle",
     }
 }

@@ -54,6 +54,7 @@ impl Fs {
             moved: Mutex::default(),
             renewing: Mutex::default(),
             on_new_kek: Mutex::default(),
+            on_wake: Mutex::default(),
             half_made: AtomicBool::new(false),
             counters: Counters::default(),
         })
@@ -69,9 +70,21 @@ impl Fs {
     /// `patience` at most: a disk that hangs must not keep a volume open.
     pub fn begin_drain(&self, reason: LockReason, patience: Duration) {
         *self.reason.lock() = reason;
-        self.draining.store(true, Ordering::Release);
+        // Whoever uses a volume that locks because nobody does is let through until it is closed, and unlocks it then:
+        // one who waited would hold in the kernel what has to be forgotten.
+        self.draining.store(reason != LockReason::Idle, Ordering::Release);
         // Whoever passed before has left when this is granted.
         drop(self.gate.try_write_for(patience));
+    }
+
+    /// Who unlocks a volume that locked because nobody used it. May wait for the KMS.
+    pub fn on_wake(&self, wake: Option<Wake>) {
+        *self.on_wake.lock() = wake;
+    }
+
+    /// Lets everything through again, after a drain that no lock followed.
+    pub fn end_drain(&self) {
+        self.draining.store(false, Ordering::Release);
     }
 
     /// Takes something away, or gives it back, without closing the gate.

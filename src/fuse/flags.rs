@@ -1,7 +1,9 @@
 //! The options of `mount -o`: those that change how the kernel is served, and those that are for others.
 
+use serde::{Deserialize, Serialize};
+
 /// The options of `-o`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flags {
     /// Nothing can be changed.
     pub read_only: bool,
