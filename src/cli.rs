@@ -9,6 +9,7 @@ mod info;
 mod init;
 mod key;
 mod lock;
+mod log_level;
 mod mount;
 mod mount_helper;
 mod offline;
@@ -17,6 +18,7 @@ mod report;
 mod rewrap;
 mod rollback;
 mod scrub;
+mod serve_status;
 mod status;
 mod tenant;
 mod transfer;
@@ -80,6 +82,10 @@ enum Command {
     Lock(lock::Lock),
     /// Make a mount readable again that was locked by hand, if the KMS grants its key
     Unlock(lock::Unlock),
+    /// Serve how all mounts are doing, to Prometheus and to probes on this machine
+    ServeStatus(serve_status::ServeStatus),
+    /// Change how much the process of a mount logs
+    LogLevel(log_level::LogLevel),
     /// Run an embedded Key Vault on loopback, to try and to test everything without a cloud
     #[command(subcommand)]
     DevVault(dev_vault::DevVault),
@@ -132,6 +138,8 @@ pub fn run() -> ExitCode {
         Command::Rekey(command) => rekey::run(&command),
         Command::Lock(command) => lock::lock(&command),
         Command::Unlock(command) => lock::unlock(&command),
+        Command::ServeStatus(command) => serve_status::run(&command),
+        Command::LogLevel(command) => log_level::run(&command),
         Command::DevVault(command) => dev_vault::run(command),
         Command::Errand => crate::daemon::errand::main(),
         Command::Key(command) => key::run(command),

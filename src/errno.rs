@@ -27,6 +27,18 @@ fn of_reason(reason: LockReason) -> i32 {
     }
 }
 
+/// The name of a number; the number itself, if it is none that a filesystem usually gives.
+pub fn name(number: i32) -> String {
+    macro_rules! names {
+        ($($name:ident)*) => { [$((libc::$name, stringify!($name)),)*] };
+    }
+    let names = names!(
+        EPERM ENOENT EINTR EIO ENXIO EBADF EAGAIN ENOMEM EACCES EBUSY EEXIST EXDEV ENODEV ENOTDIR EISDIR EINVAL EMFILE ENFILE EFBIG ENOSPC EROFS EMLINK ERANGE ENAMETOOLONG ENOTEMPTY ELOOP ENODATA EOPNOTSUPP EOVERFLOW ENOSYS ESTALE EDQUOT ENOKEY EKEYEXPIRED EKEYREVOKED EKEYREJECTED ETIMEDOUT
+    );
+    let found = names.iter().find(|(known, _)| *known == number);
+    found.map_or_else(|| number.to_string(), |(_, name)| (*name).to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

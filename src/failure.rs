@@ -212,3 +212,22 @@ impl Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_exit_code_is_in_the_manual_and_the_manual_has_no_others() {
+        let known: Vec<u8> = (0..=u8::MAX).filter(|code| Exit::from_code(*code) as u8 == *code).collect();
+        assert!(known.len() > 15, "{known:?}");
+        for (name, page) in
+            [("operations.md", include_str!("manual/operations.md")), ("README.md", include_str!("../README.md"))]
+        {
+            let table = page.lines().skip_while(|line| !line.starts_with("| 0 | all went well"));
+            let rows = table.take_while(|line| line.starts_with('|'));
+            let told: Vec<u8> = rows.filter_map(|row| row.split('|').nth(1)?.trim().parse().ok()).collect();
+            assert_eq!(told, known, "{name}");
+        }
+    }
+}

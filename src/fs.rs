@@ -33,6 +33,7 @@ mod xattrs;
 use crate::file::{Context, File};
 use crate::kms::Ring;
 use crate::lease::{Leases, LockReason, OnRevoked};
+use crate::metrics::{Histogram, Meter};
 use crate::store::{Kind, Stat, Store, StoreDir, StoreFile};
 use crate::units::PlainOffset;
 pub use attributes::{Changes, Entry, Keeps};
@@ -53,6 +54,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use volume::Volume;
 
+/// The target of what the log says of files by name; off, unless somebody asks for it.
+pub const NAMES: &str = "kmsfs::names";
 /// How many files can be read from the store at the same time.
 const OPENING: usize = 64;
 
@@ -129,6 +132,18 @@ pub struct Counters {
     pub set_aside: AtomicU64,
     /// Requests of applications that are more than looking at the root directory.
     pub requests: AtomicU64,
+    /// Chunks that did not authenticate.
+    pub failed_chunks: AtomicU64,
+    /// Of `written`, what the last commit of everything took along.
+    pub written_then: AtomicU64,
+    /// Bytes at most that could not be stored before the volume locked.
+    pub lost_bytes: AtomicU64,
+    /// When everything was last committed, or was found to be, in milliseconds since the machine was started.
+    pub committed_ms: AtomicU64,
+    /// How long locks took, from the decision until everything was wiped.
+    pub locks: Histogram,
+    /// What the kernel asked for.
+    pub meter: Arc<Meter>,
 }
 
 /// Whether the volume's keys are there.

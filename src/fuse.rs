@@ -16,6 +16,7 @@ mod workers;
 
 use crate::errno;
 use crate::fs::{Creator, Error, Fs, Keeps, Result};
+use crate::metrics::{Operation, Timed};
 pub use buffers::Buffers;
 use cached::Cached;
 use convert::attr_of;
@@ -82,17 +83,27 @@ impl Kernel {
     }
 
     fn number(&self, error: &Error) -> Errno {
-        Errno::from_i32(errno::of(error, self.fs.reason()))
+        number_of(&self.fs, error)
+    }
+
+    /// An operation begins.
+    fn timed(&self, operation: Operation) -> Timed {
+        self.fs.counters.meter.begin(operation)
     }
 
     /// Gives the result of an operation to `reply`; if a key is missing, once `again` was called with it there.
     fn finish<T: 'static>(
         &self,
+        timed: Timed,
         result: Result<T>,
         again: impl Fn(&Fs) -> Result<T> + Send + 'static,
         reply: impl FnOnce(std::result::Result<T, Errno>) + Send + 'static,
     ) {
         self.note_request();
+        let reply = move |result| {
+            let _timed = timed;
+            reply(result);
+        };
         match result {
             Err(Error::NeedKey(need)) => {
                 self.workers.run(move |_| Err(Error::NeedKey(need)), again, Self::numbered(reply));
@@ -113,7 +124,7 @@ impl Kernel {
 
     /// For a reply that is given where this kernel's own tree is not at hand.
     fn numbered<T>(reply: impl FnOnce(std::result::Result<T, Errno>)) -> impl FnOnce(&Fs, Result<T>) {
-        move |fs, result| reply(result.map_err(|error| Errno::from_i32(errno::of(&error, fs.reason()))))
+        move |fs, result| reply(result.map_err(|error| number_of(fs, &error)))
     }
 
     fn creator(request: &Request, mode: u32, umask: u32) -> Creator {
@@ -143,13 +154,13 @@ impl Kernel {
     }
 
     /// Does what ends with an entry.
-    fn entry(&self, act: impl Fn(&Fs) -> Result<crate::fs::Entry> + Send + 'static, reply: ReplyEntry) {
-        self.finish(act(&self.fs), act, move |result| give_entry(result, reply));
+    fn entry(&self, timed: Timed, act: impl Fn(&Fs) -> Result<crate::fs::Entry> + Send + 'static, reply: ReplyEntry) {
+        self.finish(timed, act(&self.fs), act, move |result| give_entry(result, reply));
     }
 
     /// Does what ends with nothing.
-    fn empty(&self, act: impl Fn(&Fs) -> Result<()> + Send + 'static, reply: ReplyEmpty) {
-        self.finish(act(&self.fs), act, move |result| match result {
+    fn empty(&self, timed: Timed, act: impl Fn(&Fs) -> Result<()> + Send + 'static, reply: ReplyEmpty) {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(()) => reply.ok(),
             Err(number) => reply.error(number),
         });
@@ -207,6 +218,13 @@ pub fn mount(
     };
     forgetter.get_or_init(|| Forgetter::new(session.notifier()));
     Ok(session)
+}
+
+/// The number for an error, which counts.
+fn number_of(fs: &Fs, error: &Error) -> Errno {
+    let number = errno::of(error, fs.reason());
+    fs.counters.meter.failed(number);
+    Errno::from_i32(number)
 }
 
 fn give_entry(result: std::result::Result<crate::fs::Entry, Errno>, reply: ReplyEntry) {

@@ -18,10 +18,12 @@ pub use crashed::Crashed;
 use log::Log;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 pub use record::Update;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 /// Bytes of each of the two log files of a new volume.
 pub const LOG_LEN: u64 = 16 * 1024 * 1024;
@@ -43,6 +45,19 @@ pub struct Target {
     pub ino: u64,
     /// Where it was when it was opened, below the tree; may be out of date.
     pub path: Vec<u8>,
+}
+
+/// How much the log has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Bytes that a crash would have replayed.
+    pub bytes: u64,
+    /// Bytes that there is room for.
+    pub capacity: u64,
+    /// The age of the oldest of them, in seconds.
+    pub oldest_s: f64,
+    /// It cannot be written any more: nothing is committed before the next mount.
+    pub is_broken: bool,
 }
 
 /// The log of one volume.
@@ -132,6 +147,24 @@ impl Journal {
     pub fn is_committed(&self, batch: u64) -> bool {
         let inner = self.inner.lock();
         batch <= inner.committed_batch && !inner.crashed.contains(batch)
+    }
+
+    /// How much there is that a crash would have replayed.
+    pub fn usage(&self) -> Usage {
+        let inner = self.inner.lock();
+        let is_needed = |which: &usize, log: &Log| {
+            *which == inner.active || log.unapplied > 0 || log.touched_many || !log.touched.is_empty()
+        };
+        let needed = || inner.logs.iter().enumerate().filter(|(which, log)| is_needed(which, log)).map(|(_, log)| log);
+        Usage {
+            bytes: needed().map(|log| log.position - PAGE as u64).sum::<u64>() + inner.buffer.len() as u64,
+            capacity: inner.logs.iter().map(|log| log.capacity.saturating_sub(PAGE as u64)).sum(),
+            oldest_s: needed()
+                .filter_map(|log| log.began)
+                .map(|began| began.elapsed().as_secs_f64())
+                .fold(0.0, f64::max),
+            is_broken: self.check().is_err(),
+        }
     }
 
     /// Begins the next batch and returns the one that ends. If that was not committed the last time, it is the same
@@ -429,6 +462,7 @@ impl Inner {
 
     fn finish_append(&mut self, len: usize) -> Lsn {
         self.appended += len as u64;
+        self.logs[self.active].began.get_or_insert_with(Instant::now);
         Lsn(self.appended)
     }
 

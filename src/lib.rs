@@ -5,7 +5,7 @@
 //!
 //! | layer | modules | what they are for |
 //! |---|---|---|
-//! | 0 | [`units`], [`crypto`] | identifiers and address spaces; keys, ciphers, names |
+//! | 0 | [`units`], [`crypto`], [`metrics`], [`http`] | identifiers and address spaces; keys, ciphers, names; numbers of what happens; a server for this machine |
 //! | 1 | [`format`](mod@format), [`kms`], [`store`] | bytes ↔ types without I/O; who wraps keys; where bytes are kept |
 //! | 2 | [`audit`], [`lease`], [`ledger`] | what happened to a volume; unwrapped keys over time; what a volume was last known to be |
 //! | 3 | [`journal`], [`file`](mod@file) | the redo log; one encrypted file |
@@ -31,11 +31,13 @@ pub mod file;
 pub mod format;
 pub mod fs;
 pub mod fuse;
+pub mod http;
 pub mod journal;
 pub mod kms;
 pub mod lease;
 pub mod ledger;
 pub mod manual;
+pub mod metrics;
 pub mod store;
 pub mod tenant;
 pub mod transfer;

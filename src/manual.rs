@@ -22,6 +22,16 @@ pub mod operations {
     #![doc = include_str!("manual/operations.md")]
 }
 
+/// Metrics, alerts, and what to do about them; the log.
+pub mod monitoring {
+    #![doc = include_str!("manual/monitoring.md")]
+}
+
+/// How programs talk to a mount.
+pub mod control {
+    #![doc = include_str!("manual/control.md")]
+}
+
 /// What was measured, and what was chosen because of it.
 pub mod performance {
     #![doc = include_str!("manual/performance.md")]

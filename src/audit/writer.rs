@@ -16,6 +16,8 @@ use std::time::{Duration, Instant, SystemTime};
 const CAPACITY: usize = 4096;
 /// What is not grave is durable this long after it happened, and what could not be written is tried again.
 const SOON: Duration = Duration::from_secs(1);
+/// So many events are remembered for who looks.
+const RECENT: usize = 6;
 /// With nothing to do, how often that is looked at.
 const IDLE: Duration = Duration::from_secs(10);
 /// So many lines, or so long after the last one: a checkpoint.
@@ -40,6 +42,8 @@ struct Queue {
     limiter: Limiter,
     lost: Option<Lost>,
     lost_ever: u64,
+    /// What was last told, the newest last: for who looks now. Without probes, of which there is no end.
+    recent: VecDeque<(SystemTime, &'static str)>,
     head: Head,
     /// What stands in the way of writing.
     trouble: Option<String>,
@@ -80,6 +84,7 @@ impl Recorder {
             limiter: Limiter::default(),
             lost: None,
             lost_ever: 0,
+            recent: VecDeque::with_capacity(RECENT),
             head: log.head(),
             trouble: None,
             asked: 0,
@@ -108,6 +113,12 @@ impl Recorder {
         let Some(shared) = &self.0 else { return };
         let time = SystemTime::now();
         let mut queue = shared.queue.lock();
+        if !matches!(event, Event::Probe { .. }) {
+            if queue.recent.len() == RECENT {
+                queue.recent.pop_front();
+            }
+            queue.recent.push_back((time, event.name()));
+        }
         for event in queue.limiter.take(shared.began.elapsed(), time, event) {
             queue.push(time, event);
         }
@@ -145,6 +156,14 @@ impl Recorder {
             }
         }
         queue.met >= mine && queue.trouble.is_none()
+    }
+
+    /// The last events, the newest first: when, and the name.
+    pub fn recent(&self) -> Vec<(String, String)> {
+        let Some(shared) = &self.0 else { return Vec::new() };
+        let queue = shared.queue.lock();
+        let text = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();
+        queue.recent.iter().rev().map(|(time, name)| (text(*time), (*name).to_owned())).collect()
     }
 
     /// How the log is doing, `None` if there is none.

@@ -5,8 +5,10 @@ pub mod tenant;
 use super::{Exit, Failure};
 use crate::audit::Limits;
 use crate::daemon::guard::{GuardOptions, GuardPlace};
+use crate::daemon::log::{Format, Log};
 use crate::daemon::{Idle, MountOptions, Service, Stage, serve};
 use crate::fuse::flags::Flags;
+use crate::http::Address;
 use crate::lease::{KMS_RATE, OnRevoked, Policy};
 use crate::tenant::TenantName;
 use crate::units::VolumeId;
@@ -88,6 +90,15 @@ pub struct Mount {
     /// Something to know the mount by, in its metrics
     #[arg(long, value_name = "NAME=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
+    /// Serve what is counted, /livez and /readyz at this address: unix:PATH, 127.0.0.1:PORT or [::1]:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<Address>,
+    /// How lines of the log look
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: Format,
+    /// Let the log say where damaged files are stored, which tells their names in a volume with --plain-names
+    #[arg(long)]
+    log_names: bool,
     /// Stay in the foreground and log to standard error
     #[arg(long, short = 'f')]
     foreground: bool,
@@ -139,12 +150,14 @@ pub fn run(arguments: &Mount) -> Result<(), Failure> {
     if let Some(tenant) = arguments.tenant.as_ref().filter(|_| !arguments.expanded) {
         return Err(tenant::become_tenant(tenant, arguments));
     }
-    let options = arguments.options()?;
+    let mut options = arguments.options()?;
+    if arguments.report || arguments.foreground {
+        options.log = Log::start(arguments.log_format, arguments.log_names);
+    }
     if arguments.report {
         return in_background(&options);
     }
     if arguments.foreground {
-        log();
         let (service, attached) = (options.service, options.attached);
         return serve(&options, |stage| match stage {
             Stage::Waiting(why) => service.waiting(&why),
@@ -199,6 +212,8 @@ impl Mount {
             attached: self.attached,
             idle: Idle { lock: self.idle_lock, unmount: self.idle_unmount },
             labels: self.label.iter().cloned().collect(),
+            metrics: self.metrics.clone(),
+            log: None,
         })
     }
 }
@@ -214,13 +229,6 @@ fn idle(text: &str) -> Result<Duration, String> {
 fn label(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("it is NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
-}
-
-fn log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("KMSFS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,kmsfs=info,fuser=error"));
-    // Only fails if there is a log already.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }
 
 /// Starts this program again, and waits for its report.
@@ -275,7 +283,6 @@ fn start_background(arguments: &Mount) -> Result<(), Failure> {
 
 /// Serves as a process of its own, away from the terminal that started it.
 fn in_background(options: &MountOptions) -> Result<(), Failure> {
-    log();
     // Fails if it leads a session already, which is as good.
     let _ = rustix::process::setsid();
     let mut mounted = false;

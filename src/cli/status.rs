@@ -1,10 +1,13 @@
 //! `kmsfs status`: one mount, or all of this user's.
 
+mod table;
+
 use super::lock::ask;
 use super::{Exit, Failure};
 use crate::daemon::Status;
 use crate::daemon::control::{self, Command, Reply};
 use clap::Args;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,17 +19,43 @@ pub struct StatusCommand {
     /// Print JSON: an object for one mount, else an array
     #[arg(long)]
     json: bool,
+    /// Go on, every two seconds; with --json, a line each time
+    #[arg(long, short = 'w')]
+    watch: bool,
 }
 
+/// For how long a mount is waited for, where there are others.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How often `--watch` looks.
+const EVERY: Duration = Duration::from_secs(2);
+
 pub fn run(arguments: &StatusCommand) -> Result<(), Failure> {
-    let Some(mountpoint) = &arguments.mountpoint else { return list(arguments.json) };
-    let status = of(mountpoint)?;
-    if arguments.json {
-        println!("{}", to_json(&status));
-    } else {
-        print_one(&status);
+    if !arguments.watch {
+        print!("{}", text(arguments)?);
+        return Ok(());
     }
-    Ok(())
+    loop {
+        let text = text(arguments)?;
+        // The screen is cleared when there is something to put on it.
+        let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+        let mut output = std::io::stdout().lock();
+        if write!(output, "{clear}{text}").and_then(|()| output.flush()).is_err() {
+            // Nobody reads it any more.
+            return Ok(());
+        }
+        drop(output);
+        std::thread::sleep(EVERY);
+    }
+}
+
+/// What is to be printed.
+fn text(arguments: &StatusCommand) -> Result<String, Failure> {
+    let Some(mountpoint) = &arguments.mountpoint else {
+        let all = all();
+        return Ok(if arguments.json { to_json(&all, arguments.watch) } else { table::of(&all, table::has_colours()) });
+    };
+    let status = of(mountpoint)?;
+    Ok(if arguments.json { to_json(&status, arguments.watch) } else { one(&status) })
 }
 
 fn of(mountpoint: &Path) -> Result<Status, Failure> {
@@ -36,34 +65,24 @@ fn of(mountpoint: &Path) -> Result<Status, Failure> {
     }
 }
 
-fn list(json: bool) -> Result<(), Failure> {
+/// All mounts of this user.
+fn all() -> Vec<Status> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(control::directory()).into_iter().flatten().flatten() {
-        // A socket that nobody answers belongs to a process that died.
-        if let Ok((Reply::Status(status), _)) = control::ask_socket(&entry.path(), Command::Status) {
+        // A socket that nobody answers belongs to a process that died, or hangs.
+        if let Ok(Reply::Status(status)) = control::ask_within(&entry.path(), Command::Status, PATIENCE) {
             all.push(*status);
         }
     }
     all.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
-    if json {
-        println!("{}", to_json(&all));
-        return Ok(());
-    }
-    if all.is_empty() {
-        println!("nothing is mounted");
-        return Ok(());
-    }
-    println!("{:<34} {:<22} {:>10}  KEY", "MOUNTPOINT", "STATE", "FOR");
-    for status in &all {
-        let state = state(status);
-        println!("{:<34} {state:<22} {:>10}  {}", status.mountpoint.display(), seconds(status.since_s), status.kek);
-    }
-    Ok(())
+    all
 }
 
-fn to_json<T: serde::Serialize>(value: &T) -> String {
+/// On one line if there will be more.
+fn to_json<T: serde::Serialize>(value: &T, compact: bool) -> String {
+    let text = if compact { serde_json::to_string(value) } else { serde_json::to_string_pretty(value) };
     // Strings and numbers cannot fail to be written.
-    serde_json::to_string_pretty(value).unwrap_or_default()
+    text.unwrap_or_default() + "\n"
 }
 
 fn state(status: &Status) -> String {
@@ -77,7 +96,15 @@ fn seconds(seconds: f64) -> String {
     humantime::format_duration(Duration::from_secs(seconds as u64)).to_string()
 }
 
-fn print_one(status: &Status) {
+/// One mount, a fact on each line.
+fn one(status: &Status) -> String {
+    let mut out = String::new();
+    macro_rules! line {
+        ($($words:tt)*) => {{
+            out += &format!($($words)*);
+            out.push('\n');
+        }};
+    }
     let rows = [
         ("state", format!("{} for {}", state(status), seconds(status.since_s))),
         ("mountpoint", status.mountpoint.display().to_string()),
@@ -94,26 +121,26 @@ fn print_one(status: &Status) {
         ("KMS calls", status.kms["calls"].to_string()),
     ];
     for (name, value) in rows {
-        println!("{name:<13} {value}");
+        line!("{name:<13} {value}");
     }
     if let Some(scrub) = &status.scrub {
         let what = format!("{} files, {}", scrub.files, indicatif::HumanBytes(scrub.bytes));
-        println!("{:<13} {}: {what}, {} damaged", "scrub", scrub.state.name(), scrub.damaged);
+        line!("{:<13} {}: {what}, {} damaged", "scrub", scrub.state.name(), scrub.damaged);
     }
     if let Some(guard) = &status.rollback_guard {
         let suspect = if guard.suspect { ", A ROLLBACK WAS SEEN" } else { "" };
-        println!("{:<13} {}: {} files, at {}{suspect}", "guard", guard.place, guard.files, guard.counter);
+        line!("{:<13} {}: {} files, at {}{suspect}", "guard", guard.place, guard.files, guard.counter);
         if let Some(error) = &guard.error {
-            println!("{:<13} it cannot be written: {error}", "");
+            line!("{:<13} it cannot be written: {error}", "");
         }
     }
     if let Some(rewrap) = &status.rewrap {
         let what = format!("{} files, {} of {} looked at", rewrap.rewrapped, rewrap.files, 2 * rewrap.total);
-        println!("{:<13} {}: {what}, {} left", "rewrap", rewrap.state.name(), rewrap.left);
+        line!("{:<13} {}: {what}, {} left", "rewrap", rewrap.state.name(), rewrap.left);
         for count in &rewrap.keys {
             let kek = count.kek.as_deref().unwrap_or("none of the volume's");
             let ago = rewrap.ended_s.map(|ended| format!(" ({} ago)", seconds(ended))).unwrap_or_default();
-            println!("{:<13} {} files under {kek}{ago}", format!("key {}", count.generation), count.files);
+            line!("{:<13} {} files under {kek}{ago}", format!("key {}", count.generation), count.files);
         }
     }
     if let Some(rekey) = &status.rekey {
@@ -122,15 +149,16 @@ fn print_one(status: &Status) {
         println!("{:<13} {}: {what}, {} left", "rekey", rekey.state.name(), rekey.left);
     }
     if let Some(error) = &status.last_error {
-        println!("{:<13} {error}", "last error");
+        line!("{:<13} {error}", "last error");
     }
     if let Some(audit) = &status.audit {
-        println!("{:<13} {} line {}, {}", "audit log", audit.series, audit.seq, audit.head);
+        line!("{:<13} {} line {}, {}", "audit log", audit.series, audit.seq, audit.head);
         if let Some(error) = &audit.error {
-            println!("{:<13} {} events wait: {error}", "", audit.waiting);
+            line!("{:<13} {} events wait: {error}", "", audit.waiting);
         }
         if audit.lost > 0 {
-            println!("{:<13} {} events were lost", "", audit.lost);
+            line!("{:<13} {} events were lost", "", audit.lost);
         }
     }
+    out
 }

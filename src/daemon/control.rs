@@ -2,7 +2,8 @@
 //! the mount's process ends if the client waits for that. Its place follows from the mountpoint, so that every
 //! command finds it.
 
-use super::{LeftFile, RekeyStatus, RewrapStatus, ScrubStatus, Status};
+use super::metrics::Metrics;
+use super::{LeftFile, Readiness, RekeyStatus, RewrapStatus, ScrubStatus, Status};
 use crate::check::Finding;
 use crate::failure::{Exit, Failure};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,15 @@ const MAX_LINE: u64 = 64 * 1024;
 pub enum Command {
     /// How things stand.
     Status,
+    /// Everything that is counted.
+    Metrics,
+    /// Whether it can be used; the mount itself is asked.
+    Ready,
+    /// Log so much from now on.
+    LogLevel {
+        /// `error`, `warn`, `info`, `debug` or `trace`.
+        level: String,
+    },
     /// Lock by the operator's hand.
     Lock,
     /// Unlock by the operator's hand.
@@ -94,6 +104,10 @@ pub struct Request {
 pub enum Reply {
     /// How things stand.
     Status(Box<Status>),
+    /// Everything that is counted.
+    Metrics(Box<Metrics>),
+    /// Whether it can be used.
+    Ready(Readiness),
     /// It was done.
     Done,
     /// How far a scrub is.
@@ -124,7 +138,8 @@ pub enum Reply {
 /// What went wrong: a kind for the program, words for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// `refused`, `unreachable`, `credentials`, `misconfigured`, `damaged`, `busy`, `locked`, `store`, `suspended` or `other`.
+    /// `refused`, `unreachable`, `credentials`, `misconfigured`, `damaged`, `busy`, `locked`, `store`, `suspended`, `other`; of what
+    /// was not understood `unknown-version`, `unknown-command`, `not-a-request`.
     pub kind: String,
     /// What happened.
     pub message: String,
@@ -238,16 +253,33 @@ impl Drop for Socket {
     }
 }
 
+/// The command in a request. What is wrong with the version is said first: a later one may have other commands.
+fn understand(line: &str) -> Result<Command, Problem> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        version: u32,
+        command: serde_json::Value,
+    }
+    let hint = "it is served by another version of kmsfs: unmount it, and mount it again";
+    let Envelope { version, command } = serde_json::from_str(line)
+        .map_err(|error| Problem::new("not-a-request", format!("this is not a request: {error}")))?;
+    if version != VERSION {
+        let message = format!("this mount speaks version {VERSION} of the protocol, not {version}");
+        return Err(Problem::new("unknown-version", message).hint(hint));
+    }
+    serde_json::from_value(command).map_err(|error| {
+        Problem::new("unknown-command", format!("this mount does not know the command: {error}")).hint(hint)
+    })
+}
+
 fn converse(mut stream: &UnixStream, answer: &dyn Fn(Command) -> Reply) {
     let mut line = String::new();
     if BufReader::new(stream.take(MAX_LINE)).read_line(&mut line).is_err() {
         return;
     }
-    let failed = |message: String| Reply::Failed(Problem::new("other", message));
-    let reply = match serde_json::from_str::<Request>(&line) {
-        Ok(request) if request.version == VERSION => answer(request.command),
-        Ok(request) => failed(format!("version {} of the protocol is not known", request.version)),
-        Err(error) => failed(format!("not a request: {error}")),
+    let reply = match understand(&line) {
+        Ok(command) => answer(command),
+        Err(problem) => Reply::Failed(problem),
     };
     let Ok(mut text) = serde_json::to_string(&reply) else { return };
     text.push('\n');
@@ -273,13 +305,32 @@ pub fn ask(mountpoint: &Path, command: Command) -> io::Result<(Reply, Connection
 /// # Errors
 /// As for [`ask`].
 pub fn ask_socket(socket: &Path, command: Command) -> io::Result<(Reply, Connection)> {
-    let mut stream = UnixStream::connect(socket)?;
+    converse_with(UnixStream::connect(socket)?, command)
+}
+
+fn converse_with(mut stream: UnixStream, command: Command) -> io::Result<(Reply, Connection)> {
     let mut text = serde_json::to_string(&Request { version: VERSION, command })?;
     text.push('\n');
     stream.write_all(text.as_bytes())?;
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line)?;
     Ok((serde_json::from_str(&line)?, Connection(stream)))
+}
+
+/// The same, for so long at most.
+///
+/// # Errors
+/// As for [`ask`]; `WouldBlock` if there was no answer in time.
+pub fn ask_within(socket: &Path, command: Command, patience: Duration) -> io::Result<Reply> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    Ok(converse_with(stream, command)?.0)
+}
+
+/// Whether a socket was asked that nobody serves any more.
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 /// Whether the process that served the mount at this absolute path was killed and cannot end, because one of its threads

@@ -215,6 +215,7 @@ impl lease::Volume for Gatekeeper {
         }
         self.buffers.wipe();
         self.wash();
+        self.fs.counters.locks.note(begin.elapsed());
         self.note_lock(reason, begin.elapsed(), drained);
         self.recorder.lock(CHECKPOINT);
         tracing::info!("locked ({reason:?}) within {:?}; {uncommitted} files could not be committed", begin.elapsed());

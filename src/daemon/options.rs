@@ -1,9 +1,11 @@
 //! What a mount can be told.
 
 use super::guard::GuardOptions;
+use super::log::Log;
 use super::{Idle, Service};
 use crate::audit::Limits;
 use crate::fuse::flags::Flags;
+use crate::http::Address;
 use crate::lease::Policy;
 use crate::tenant::TenantName;
 use crate::units::VolumeId;
@@ -44,6 +46,10 @@ pub struct MountOptions {
     pub labels: BTreeMap<String, String>,
     /// What it does when nobody uses it.
     pub idle: Idle,
+    /// Where what is counted is served, if this mount has a server of its own.
+    pub metrics: Option<Address>,
+    /// The log of this process.
+    pub log: Option<Log>,
     /// The service manager is told how it is.
     pub service: Service,
     /// Another process mounts it ([`super::attach`]).

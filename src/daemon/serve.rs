@@ -7,6 +7,7 @@ use super::errand::Errand;
 use super::gatekeeper::{Gatekeeper, Parts};
 use super::guard::{Guard, Subject};
 use super::maintenance::Maintenance;
+use super::monitor::{self, Monitor};
 use super::rekey::{RekeyOrder, Rekeyer};
 use super::rewrap::Rewrapper;
 use super::scrub::Scrubber;
@@ -157,6 +158,8 @@ fn run(
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
     let guard = guard.map(Arc::new);
+    // What is taken is found out before anything is mounted.
+    let metrics = monitor::bind(options)?;
     let buffers = Arc::new(Buffers::default());
     let kernel = Kernel::new(Arc::clone(&fs), Arc::clone(&buffers), options.flags.direct_io);
     let (wash, synced) = (kernel.wash(), kernel.synced());
@@ -210,6 +213,19 @@ fn run(
         let (policy, place, stopper) = (options.policy, mountpoint.to_owned(), Arc::clone(&gatekeeper));
         let (service, attached) = (options.service, options.attached);
         let (read_only, guard, tenant) = (options.flags.read_only, guard.clone(), options.tenant.clone());
+        let status = {
+            let (keeper, tenant, labels, place) =
+                (Arc::clone(&keeper), tenant.clone(), options.labels.clone(), place.clone());
+            let (fs, scrubber) = (Arc::clone(&fs), Arc::clone(&scrubber));
+            let (rewrapper, rekeyer) = (Arc::clone(&rewrapper), Arc::clone(&rekeyer));
+            move || {
+                let jobs = (scrubber.status(), rewrapper.status(), rekeyer.status());
+                let status = Status::of(&fs, &keeper, &policy, &place, read_only, jobs, guard.as_deref());
+                Status { tenant: tenant.clone(), labels: labels.clone(), ..status }
+            }
+        };
+        let monitor = Arc::new(Monitor::new(fs, place, options.log.clone(), status));
+        monitor.serve(metrics).map_err(|error| failed("metrics cannot be served", &error))?;
         socket
             .serve(move |command| {
                 if let Command::Stop = command {
@@ -223,11 +239,7 @@ fn run(
                 {
                     return Reply::Failed(failure.into());
                 }
-                answer(command, &keeper, &scrubber, &rewrapper, &rekeyer, || {
-                    let jobs = (scrubber.status(), rewrapper.status(), rekeyer.status());
-                    let status = Status::of(&fs, &keeper, &policy, &place, read_only, jobs, guard.as_deref());
-                    Status { tenant: tenant.clone(), ..status }
-                })
+                answer(command, &keeper, &scrubber, &rewrapper, &rekeyer, &monitor)
             })
             .map_err(|error| failed("the control socket cannot be served", &error))?;
         end_on_signals(mountpoint.to_owned(), options, Arc::clone(&gatekeeper), end)
@@ -327,10 +339,16 @@ fn answer(
     scrubber: &Scrubber,
     rewrapper: &Rewrapper,
     rekeyer: &Rekeyer,
-    status: impl Fn() -> Status,
+    monitor: &Monitor,
 ) -> Reply {
     match command {
-        Command::Status => Reply::Status(Box::new(status())),
+        Command::Status => Reply::Status(Box::new(monitor.status())),
+        Command::Metrics => Reply::Metrics(Box::new(monitor.metrics())),
+        Command::Ready => Reply::Ready(monitor.readiness()),
+        Command::LogLevel { level } => match monitor.set_log_level(&level) {
+            Ok(()) => Reply::Done,
+            Err(message) => Reply::Failed(Problem::new("other", message)),
+        },
         // The end has been dealt with, where the mount is at hand.
         Command::Watch | Command::Stop => Reply::Done,
         Command::Lock => {

@@ -7,6 +7,7 @@ use crate::fs::Fs;
 use crate::lease::{BootTime, Keeper, LeaseStats, LockReason, OnRevoked, Policy, State};
 use crate::tenant::TenantName;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -21,6 +22,9 @@ pub struct Status {
     pub since_s: f64,
     /// The KEK with its version.
     pub kek: String,
+    /// What its configuration calls it, for metrics.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// How often the KMS is asked, in seconds.
     pub revalidate_s: f64,
     /// For how long a KMS that does not answer changes nothing, in seconds.
@@ -75,6 +79,11 @@ pub struct Status {
 }
 
 impl Status {
+    /// Whether it is unlocked and the KMS granted its key the last time that it was asked.
+    pub fn is_granted(&self) -> bool {
+        self.state == "unlocked" && self.last_error.is_none()
+    }
+
     /// The state of a mount now.
     pub fn of(
         fs: &Fs,
@@ -103,6 +112,7 @@ impl Status {
             reason: reason.map(|reason| reason_name(reason).to_owned()),
             since_s: ago(lease.since),
             kek: fs.volume().opening_kek().map(|kek| kek.volume_key.kek.to_string()).unwrap_or_default(),
+            labels: BTreeMap::new(),
             revalidate_s: policy.revalidate().as_secs_f64(),
             offline_grace_s: policy.offline_grace().as_secs_f64(),
             lease_remaining_s: if unlocked { (bound - ago(lease.last_success)).max(0.0) } else { 0.0 },

@@ -233,7 +233,12 @@ impl Fs {
         match (damage, file) {
             (Damage::Chunk(chunk), Some(file)) => {
                 self.counters.damaged.fetch_add(1, Relaxed);
+                self.counters.failed_chunks.fetch_add(1, Relaxed);
                 tracing::warn!("damage: file {ino}: {damage}");
+                if tracing::enabled!(target: NAMES, tracing::Level::WARN) {
+                    let path = self.nodes.path(ino);
+                    tracing::warn!(target: NAMES, "file {ino} is stored as {}", path.escape_ascii());
+                }
                 let event = Event::FailedDecryption { file: file.to_string(), chunk: chunk.0 };
                 self.leases.recorder().record(event);
             }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::crypto::Secret32;
 use crate::fs::keyring::Unlocked;
+use crate::lease::BootTime;
 use std::time::Duration;
 
 /// How long an unlock waits for operations from before the lock.
@@ -56,7 +57,10 @@ impl Fs {
             on_new_kek: Mutex::default(),
             on_wake: Mutex::default(),
             half_made: AtomicBool::new(false),
-            counters: Counters::default(),
+            counters: Counters {
+                committed_ms: AtomicU64::new(BootTime::now().0.as_millis() as u64),
+                ..Counters::default()
+            },
         })
     }
 
@@ -116,6 +120,9 @@ impl Fs {
             }
         }
         self.counters.lost.fetch_add(left as u64, Ordering::Relaxed);
+        if left > 0 {
+            self.counters.lost_bytes.fetch_add(self.dirty_bytes(), Ordering::Relaxed);
+        }
         left
     }
 

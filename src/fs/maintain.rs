@@ -1,10 +1,12 @@
 //! What is made durable without being asked: every few seconds, all that changed, as one batch.
 
 use super::*;
+use crate::lease::BootTime;
 use std::io;
+use std::time::Duration;
 
 /// The longest time that a change stays uncommitted.
-pub const INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
+pub const INTERVAL: Duration = Duration::from_secs(5);
 
 impl Fs {
     /// Commits everything that changed so far:
@@ -25,8 +27,10 @@ impl Fs {
         let journal = &self.context.journal;
         if self.fresh.lock().is_empty() && self.changed_files().is_empty() {
             self.flush_ledger();
+            self.note_commit(self.counters.written.load(Ordering::Relaxed));
             return Ok(self.checkpoint()?);
         }
+        let written = self.counters.written.load(Ordering::Relaxed);
         let batch = journal.begin_batch();
         drop(self.namespace.write());
         let fresh = std::mem::take(&mut *self.fresh.lock());
@@ -37,6 +41,7 @@ impl Fs {
             Ok(()) => {
                 journal.commit_batch(batch)?;
                 self.counters.batches.fetch_add(1, Ordering::Relaxed);
+                self.note_commit(written);
                 self.flush_ledger();
                 self.drop_unused();
                 Ok(self.checkpoint()?)
@@ -48,6 +53,32 @@ impl Fs {
                 Err(error)
             }
         }
+    }
+
+    fn note_commit(&self, written: u64) {
+        self.counters.written_then.store(written, Ordering::Relaxed);
+        self.counters.committed_ms.store(BootTime::now().0.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes at most that were written and are not committed: what single files synced since the last commit of everything
+    /// is among them.
+    pub fn dirty_bytes(&self) -> u64 {
+        let written = self.counters.written.load(Ordering::Relaxed);
+        written.saturating_sub(self.counters.written_then.load(Ordering::Relaxed))
+    }
+
+    /// For how long changes have waited to be committed; zero if there are none.
+    pub fn uncommitted_for(&self) -> Duration {
+        if self.read_only || (self.waiting_files() == 0 && self.dirty_bytes() == 0) {
+            return Duration::ZERO;
+        }
+        let then = Duration::from_millis(self.counters.committed_ms.load(Ordering::Relaxed));
+        BootTime::now().0.saturating_sub(then)
+    }
+
+    /// What the journal has.
+    pub fn journal_usage(&self) -> crate::journal::Usage {
+        self.context.journal.usage()
     }
 
     /// Files of which the next batch changes how much space they take and when they were changed, so that the kernel has to

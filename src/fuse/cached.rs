@@ -80,13 +80,14 @@ impl Kernel {
         offset: PlainOffset,
         data: &[u8],
         stale: Stale,
-        reply: ReplyWrite,
+        (timed, reply): (Timed, ReplyWrite),
     ) {
         let (forgetter, cached, wash) = (self.forgetter.get().cloned(), Arc::clone(&self.cached), self.wash());
         let len = data.len();
         let data = Arc::new(zeroize::Zeroizing::new(data.to_vec()));
         let act = move |fs: &Fs| fs.write(handle, offset, &data, false);
         self.workers.run(act.clone(), act, move |fs, result| {
+            let _timed = timed;
             if let Some(forgetter) = forgetter {
                 if stale.quiet {
                     forgetter.write_out(ino);
@@ -101,7 +102,7 @@ impl Kernel {
                     if matches!(error, Error::Locked(_) | Error::Draining) {
                         wash.soil();
                     }
-                    reply.error(Errno::from_i32(errno::of(&error, fs.reason())));
+                    reply.error(number_of(fs, &error));
                 }
             }
         });

@@ -51,13 +51,14 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let timed = self.timed(Operation::Lookup);
         if parent == INodeNo::ROOT
             && let Some(ino) = self.wash.lookup(name.as_bytes())
         {
             return reply.entry(&Duration::ZERO, &Wash::attributes(ino), Generation(0));
         }
         let name = name.as_bytes().to_vec();
-        self.entry(move |fs| Self::unless_closed(fs, fs.lookup(parent.0, &name)), reply);
+        self.entry(timed, move |fs| Self::unless_closed(fs, fs.lookup(parent.0, &name)), reply);
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
@@ -69,6 +70,7 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        let timed = self.timed(Operation::Getattr);
         if Wash::owns(ino.0) {
             return reply.attr(&Duration::ZERO, &Wash::attributes(ino.0));
         }
@@ -79,7 +81,7 @@ impl fuser::Filesystem for Kernel {
         match ino {
             // It answers in every state, and whoever looks at it uses nothing.
             INodeNo::ROOT => done(self.fs.attributes(ino.0).map_err(|error| self.number(&error))),
-            _ => self.finish(self.fs.attributes(ino.0), move |fs| fs.attributes(ino.0), done),
+            _ => self.finish(timed, self.fs.attributes(ino.0), move |fs| fs.attributes(ino.0), done),
         }
     }
 
@@ -101,6 +103,7 @@ impl fuser::Filesystem for Kernel {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let timed = self.timed(Operation::Setattr);
         let changes = Changes {
             permissions: mode.map(|mode| mode & 0o7777),
             uid,
@@ -116,15 +119,16 @@ impl fuser::Filesystem for Kernel {
             }
             fs.change(ino.0, &changes)
         };
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(entry) => reply.attr(&TTL, &attr_of(&entry)),
             Err(number) => reply.error(number),
         });
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        let timed = self.timed(Operation::Readlink);
         let act = move |fs: &Fs| Self::unless_closed(fs, fs.read_symlink(ino.0));
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(target) => reply.data(&target),
             Err(number) => reply.error(number),
         });
@@ -140,32 +144,37 @@ impl fuser::Filesystem for Kernel {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let timed = self.timed(Operation::Mknod);
         let Some(kind) = kind_of(mode) else { return reply.error(Errno::EINVAL) };
         let creator = Self::creator(request, mode, umask);
         let name = name.as_bytes().to_vec();
-        self.entry(move |fs| fs.make_node(parent.0, &name, kind, rdev.into(), creator), reply);
+        self.entry(timed, move |fs| fs.make_node(parent.0, &name, kind, rdev.into(), creator), reply);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let timed = self.timed(Operation::Mkdir);
         let creator = Self::creator(request, mode, umask);
         let name = name.as_bytes().to_vec();
-        self.entry(move |fs| fs.make_directory(parent.0, &name, creator), reply);
+        self.entry(timed, move |fs| fs.make_directory(parent.0, &name, creator), reply);
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let timed = self.timed(Operation::Unlink);
         let name = name.as_bytes().to_vec();
-        self.empty(move |fs| fs.unlink(parent.0, &name), reply);
+        self.empty(timed, move |fs| fs.unlink(parent.0, &name), reply);
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let timed = self.timed(Operation::Rmdir);
         let name = name.as_bytes().to_vec();
-        self.empty(move |fs| fs.remove_directory(parent.0, &name), reply);
+        self.empty(timed, move |fs| fs.remove_directory(parent.0, &name), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let timed = self.timed(Operation::Symlink);
         let creator = Self::creator(request, 0o777, 0);
         let (name, target) = (name.as_bytes().to_vec(), target.as_os_str().as_bytes().to_vec());
-        self.entry(move |fs| fs.make_symlink(parent.0, &name, &target, creator), reply);
+        self.entry(timed, move |fs| fs.make_symlink(parent.0, &name, &target, creator), reply);
     }
 
     fn rename(
@@ -178,6 +187,7 @@ impl fuser::Filesystem for Kernel {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let timed = self.timed(Operation::Rename);
         let mode = match flags.bits() {
             0 => RenameMode::Replace,
             libc::RENAME_NOREPLACE => RenameMode::NoReplace,
@@ -185,15 +195,17 @@ impl fuser::Filesystem for Kernel {
             _ => return reply.error(Errno::EINVAL),
         };
         let (name, to_name) = (name.as_bytes().to_vec(), to_name.as_bytes().to_vec());
-        self.empty(move |fs| fs.rename(parent.0, &name, to_parent.0, &to_name, mode), reply);
+        self.empty(timed, move |fs| fs.rename(parent.0, &name, to_parent.0, &to_name, mode), reply);
     }
 
     fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let timed = self.timed(Operation::Link);
         let name = name.as_bytes().to_vec();
-        self.entry(move |fs| fs.link(ino.0, parent.0, &name), reply);
+        self.entry(timed, move |fs| fs.link(ino.0, parent.0, &name), reply);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let timed = self.timed(Operation::Open);
         if Wash::owns(ino.0) {
             return reply.opened(FileHandle(ino.0), FopenFlags::FOPEN_DIRECT_IO);
         }
@@ -208,7 +220,7 @@ impl fuser::Filesystem for Kernel {
             }
             fs.open(ino.0, writes, truncate)
         };
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(handle) => reply.opened(FileHandle(handle), open_flags),
             Err(number) => reply.error(number),
         });
@@ -224,11 +236,12 @@ impl fuser::Filesystem for Kernel {
         _flags: i32,
         reply: ReplyCreate,
     ) {
+        let timed = self.timed(Operation::Create);
         let creator = Self::creator(request, mode, umask);
         let open_flags = self.open_flags();
         let name = name.as_bytes().to_vec();
         let act = move |fs: &Fs| fs.create(parent.0, &name, creator);
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok((entry, handle)) => {
                 let generation = Generation(entry.generation);
                 reply.created(&TTL, &attr_of(&entry), generation, FileHandle(handle), open_flags);
@@ -248,6 +261,7 @@ impl fuser::Filesystem for Kernel {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let timed = self.timed(Operation::Read);
         if !self.direct_io && !is_direct(flags) {
             self.cached.note(ino.0);
         }
@@ -256,7 +270,7 @@ impl fuser::Filesystem for Kernel {
             let mut buffer = buffers.take();
             fs.read(handle.0, PlainOffset(offset), size as usize, buffer.bytes()).map(|()| buffer)
         };
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(mut buffer) => reply.data(buffer.bytes()),
             Err(number) => reply.error(number),
         });
@@ -274,6 +288,7 @@ impl fuser::Filesystem for Kernel {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let timed = self.timed(Operation::Write);
         if Wash::owns(handle.0) {
             self.wash.meet();
             return reply.written(data.len() as u32);
@@ -290,7 +305,8 @@ impl fuser::Filesystem for Kernel {
                         drops(fs)?;
                         fs.write(handle.0, PlainOffset(offset), &data, false).map(|()| data.len() as u32)
                     };
-                    return self.finish(Err(Error::NeedKey(need)), act, move |result| give_written(result, reply));
+                    return self
+                        .finish(timed, Err(Error::NeedKey(need)), act, move |result| give_written(result, reply));
                 }
                 Err(error) => return reply.error(self.number(&error)),
             }
@@ -303,7 +319,7 @@ impl fuser::Filesystem for Kernel {
         } else if is_direct(flags)
             && let Some(stale) = self.cached.stale(ino.0)
         {
-            return self.write_past_cache((ino.0, handle.0), offset, data, stale, reply);
+            return self.write_past_cache((ino.0, handle.0), offset, data, stale, (timed, reply));
         }
         match self.fs.write(handle.0, offset, data, held_back) {
             Ok(()) => reply.written(data.len() as u32),
@@ -311,7 +327,7 @@ impl fuser::Filesystem for Kernel {
                 // The request's buffer is gone when this returns.
                 let data = zeroize::Zeroizing::new(data.to_vec());
                 let act = move |fs: &Fs| fs.write(handle.0, offset, &data, held_back).map(|()| data.len() as u32);
-                self.finish(Err(Error::NeedKey(need)), act, move |result| give_written(result, reply));
+                self.finish(timed, Err(Error::NeedKey(need)), act, move |result| give_written(result, reply));
             }
             Err(error) => {
                 if matches!(error, Error::Locked(_) | Error::Draining) {
@@ -330,7 +346,8 @@ impl fuser::Filesystem for Kernel {
         } else if Wash::owns(handle.0) {
             reply.ok();
         } else {
-            self.empty(move |fs| fs.flush(handle.0), reply);
+            let timed = self.timed(Operation::Flush);
+            self.empty(timed, move |fs| fs.flush(handle.0), reply);
         }
     }
 
@@ -344,6 +361,7 @@ impl fuser::Filesystem for Kernel {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _timed = self.timed(Operation::Release);
         if !Wash::owns(handle.0) {
             self.fs.release(handle.0);
         }
@@ -351,6 +369,7 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn fsync(&self, _request: &Request, ino: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let timed = self.timed(Operation::Fsync);
         let act = move |fs: &Fs| fs.sync(handle.0, datasync);
         let (forgetter, synced) = (Arc::clone(&self.forgetter), Arc::clone(&self.synced));
         let done = move |result: std::result::Result<(), Errno>| match result {
@@ -367,23 +386,32 @@ impl fuser::Filesystem for Kernel {
         // One at a time waits for the disk here. Others wait elsewhere, so that there is somebody left to serve the
         // kernel, and so that one sync of the journal is for all of them.
         if self.syncing.swap(true, Ordering::AcqRel) {
-            self.workers.run(act, act, Self::numbered(done));
+            self.workers.run(
+                act,
+                act,
+                Self::numbered(move |result| {
+                    let _timed = timed;
+                    done(result);
+                }),
+            );
         } else {
             let result = act(&self.fs);
             self.syncing.store(false, Ordering::Release);
-            self.finish(result, act, done);
+            self.finish(timed, result, act, done);
         }
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let timed = self.timed(Operation::Opendir);
         let act = move |fs: &Fs| fs.open_directory(ino.0);
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
             Err(number) => reply.error(number),
         });
     }
 
     fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let timed = self.timed(Operation::Readdir);
         let reply = Arc::new(Mutex::new(Some(reply)));
         let filled = Arc::clone(&reply);
         let act = move |fs: &Fs| {
@@ -395,7 +423,7 @@ impl fuser::Filesystem for Kernel {
             });
             Self::unless_closed(fs, result)
         };
-        self.finish(act(&self.fs), act, move |result| match (reply.lock().take(), result) {
+        self.finish(timed, act(&self.fs), act, move |result| match (reply.lock().take(), result) {
             (Some(reply), Ok(())) => reply.ok(),
             (Some(reply), Err(number)) => reply.error(number),
             (None, _) => (),
@@ -410,6 +438,7 @@ impl fuser::Filesystem for Kernel {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        let timed = self.timed(Operation::Readdir);
         // Shared, as it is filled by whoever comes to the end with it: here, or where a key can be waited for.
         let reply = Arc::new(Mutex::new(Some(reply)));
         let filled = Arc::clone(&reply);
@@ -427,7 +456,7 @@ impl fuser::Filesystem for Kernel {
             });
             Self::unless_closed(fs, result)
         };
-        self.finish(act(&self.fs), act, move |result| match (reply.lock().take(), result) {
+        self.finish(timed, act(&self.fs), act, move |result| match (reply.lock().take(), result) {
             (Some(reply), Ok(())) => reply.ok(),
             (Some(reply), Err(number)) => reply.error(number),
             (None, _) => (),
@@ -435,15 +464,18 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        let _timed = self.timed(Operation::Releasedir);
         self.fs.release_directory(handle.0);
         reply.ok();
     }
 
     fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.empty(move |fs| fs.sync_directory(ino.0), reply);
+        let timed = self.timed(Operation::Fsyncdir);
+        self.empty(timed, move |fs| fs.sync_directory(ino.0), reply);
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let _timed = self.timed(Operation::Statfs);
         match self.fs.space() {
             Ok(space) => reply.statfs(
                 space.blocks,
@@ -469,6 +501,7 @@ impl fuser::Filesystem for Kernel {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let timed = self.timed(Operation::Setxattr);
         let how = match flags {
             0 => SetXattr::Any,
             libc::XATTR_CREATE => SetXattr::Create,
@@ -484,16 +517,17 @@ impl fuser::Filesystem for Kernel {
             }
             Ok(())
         };
-        self.empty(act, reply);
+        self.empty(timed, act, reply);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let timed = self.timed(Operation::Getxattr);
         if Wash::owns(ino.0) {
             return reply.error(Errno::NO_XATTR);
         }
         let name = name.as_bytes().to_vec();
         let act = move |fs: &Fs| Self::unless_closed(fs, fs.xattr(ino.0, &name));
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(Some(value)) => reply_xattr(&value, size, reply),
             Ok(None) => reply.error(Errno::NO_XATTR),
             Err(number) => reply.error(number),
@@ -501,9 +535,10 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let timed = self.timed(Operation::Listxattr);
         let is_root = request.uid() == 0;
         let act = move |fs: &Fs| Self::unless_closed(fs, fs.xattr_names(ino.0));
-        self.finish(act(&self.fs), act, move |result| match result {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(names) => {
                 let shown = |name: &Vec<u8>| is_root || !name.starts_with(b"trusted.");
                 let list: Vec<u8> = names.into_iter().filter(shown).flat_map(|name| [name, vec![0]].concat()).collect();
@@ -514,8 +549,9 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let timed = self.timed(Operation::Removexattr);
         let name = name.as_bytes().to_vec();
-        self.empty(move |fs| fs.remove_xattr(ino.0, &name), reply);
+        self.empty(timed, move |fs| fs.remove_xattr(ino.0, &name), reply);
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -533,6 +569,7 @@ impl fuser::Filesystem for Kernel {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let timed = self.timed(Operation::Fallocate);
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
         let how = match mode {
@@ -550,10 +587,11 @@ impl fuser::Filesystem for Kernel {
             drops(fs)?;
             fs.allocate(handle.0, PlainOffset(offset), length, how)
         };
-        self.empty(act, reply);
+        self.empty(timed, act, reply);
     }
 
     fn lseek(&self, _request: &Request, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let timed = self.timed(Operation::Lseek);
         let what = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -574,10 +612,13 @@ impl fuser::Filesystem for Kernel {
                         act(fs)
                     },
                     act,
-                    Self::numbered(done),
+                    Self::numbered(move |result| {
+                        let _timed = timed;
+                        done(result);
+                    }),
                 );
             }
-            _ => self.finish(act(&self.fs), act, done),
+            _ => self.finish(timed, act(&self.fs), act, done),
         }
     }
 

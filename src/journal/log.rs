@@ -7,6 +7,7 @@ use crate::units::StoredOffset;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 const MAGIC: [u8; 8] = *b"kmsfs/J\0";
 const VERSION: u16 = 1;
@@ -42,6 +43,8 @@ pub(super) struct Log {
     pub touched: HashMap<u64, Arc<dyn StoreFile>>,
     /// They are too many to be named.
     pub touched_many: bool,
+    /// When the first record of this log was appended, since it began anew.
+    pub began: Option<Instant>,
 }
 
 impl Log {
@@ -50,7 +53,8 @@ impl Log {
         let capacity = file.inode().stat()?.len.0;
         let touched = HashMap::new();
         let (sequence, unapplied, touched_many) = (0, 0, false);
-        Ok(Self { file, sequence, capacity, position: start, synced: start, unapplied, touched, touched_many })
+        let began = None;
+        Ok(Self { file, sequence, capacity, position: start, synced: start, unapplied, touched, touched_many, began })
     }
 
     /// Begins the log anew with this header; durable when it returns.
@@ -60,6 +64,7 @@ impl Log {
         self.sequence = state.sequence;
         self.position = PAGE as u64;
         self.synced = self.position;
+        self.began = None;
         Ok(())
     }
 

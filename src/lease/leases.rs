@@ -10,6 +10,7 @@ use super::budget::Budget;
 use crate::audit::Recorder;
 use crate::crypto::Secret32;
 use crate::kms::{Kms, KmsError, KmsErrorKind, Unwrapped, Wrapped};
+use crate::metrics::{Counts, Histogram};
 use crate::units::VolumeId;
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
@@ -97,6 +98,8 @@ pub struct Leases {
     state: Mutex<State>,
     on_refusal: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
     recorder: Recorder,
+    /// How long calls to the KMS took.
+    latency: Histogram,
 }
 
 struct State {
@@ -165,7 +168,8 @@ impl Leases {
             stats: LeaseStats::default(),
         };
         let recorder = Recorder::none();
-        Self { kms, volume, state: Mutex::new(state), on_refusal: Mutex::new(None), recorder }
+        let latency = Histogram::default();
+        Self { kms, volume, state: Mutex::new(state), on_refusal: Mutex::new(None), recorder, latency }
     }
 
     /// The same, and what the KMS is asked, and what it says, is noted.
@@ -295,6 +299,17 @@ impl Leases {
             latency_p99_us: percentile(99),
             ..state.stats
         }
+    }
+
+    /// How long the last calls took, `count` at most, in microseconds, the newest last.
+    pub fn recent_latencies(&self, count: usize) -> Vec<u64> {
+        let state = self.state.lock();
+        state.latencies.iter().skip(state.latencies.len().saturating_sub(count)).copied().collect()
+    }
+
+    /// How long calls to the KMS took so far.
+    pub fn latency(&self) -> Counts {
+        self.latency.counts()
     }
 
     /// The KMS behind the leases, for wrapping.
@@ -476,9 +491,11 @@ struct Call<'a> {
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
+        let took = self.started.elapsed();
+        self.leases.latency.note(took);
         let mut state = self.leases.state.lock();
         state.stats.in_flight -= 1;
-        let latency = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let latency = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         state.stats.last_latency_us = latency;
         if state.latencies.len() == LATENCIES {
             state.latencies.pop_front();

@@ -7,6 +7,7 @@ mod certify;
 #[path = "../clouds/servers.rs"]
 mod clouds;
 mod command_line;
+mod control;
 mod data;
 mod directories;
 mod disk;
@@ -18,7 +19,9 @@ mod hundred;
 mod idle;
 mod load;
 mod locking;
+mod logs;
 mod memory;
+mod metrics;
 mod model;
 mod names;
 #[path = "../openbao/server.rs"]
@@ -37,6 +40,7 @@ mod rewrap;
 mod rollback;
 mod scrub;
 mod service;
+mod status;
 mod storms;
 mod tamper;
 mod tenants;
