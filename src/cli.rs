@@ -11,6 +11,8 @@ mod key;
 mod lock;
 mod mount;
 mod mount_helper;
+mod offline;
+mod rekey;
 mod report;
 mod rewrap;
 mod rollback;
@@ -72,6 +74,8 @@ enum Command {
     Certify(certify::Certify),
     /// Wrap everything in a volume by another key, or by the newest version of its own, while it is in use
     Rewrap(rewrap::RewrapCommand),
+    /// Give files new data keys and seal their content again, while the volume is in use
+    Rekey(rekey::RekeyCommand),
     /// Make a mount unreadable until it is unlocked
     Lock(lock::Lock),
     /// Make a mount readable again that was locked by hand, if the KMS grants its key
@@ -115,6 +119,7 @@ pub fn run() -> ExitCode {
         Command::Import(command) => transfer::import(&command),
         Command::Export(command) => transfer::export(&command),
         Command::Rewrap(command) => rewrap::run(&command),
+        Command::Rekey(command) => rekey::run(&command),
         Command::Lock(command) => lock::lock(&command),
         Command::Unlock(command) => lock::unlock(&command),
         Command::DevVault(command) => dev_vault::run(command),

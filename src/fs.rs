@@ -19,8 +19,10 @@ mod locking;
 pub mod maintain;
 mod naming;
 mod nodes;
+pub mod rekey;
 mod remove;
 mod rename;
+mod renewal;
 pub mod rewrap;
 mod rotation;
 mod sweep;
@@ -44,6 +46,7 @@ pub use naming::read_dir_id;
 use nodes::Nodes;
 pub use nodes::ROOT;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+pub use renewal::Claim;
 pub use rotation::Tell;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -92,6 +95,8 @@ pub struct Fs {
     walking: Mutex<()>,
     /// While that goes on: what was moved meanwhile, perhaps from where it has not been to where it has.
     moved: Mutex<Option<Vec<walk::Moved>>>,
+    /// Who gives every file something new.
+    renewing: Mutex<Option<&'static str>>,
     /// A new file could neither be given its header nor be removed. What has no header may be such a file.
     half_made: AtomicBool,
     /// Whom to tell that the volume has a new KEK.

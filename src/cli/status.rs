@@ -116,6 +116,11 @@ fn print_one(status: &Status) {
             println!("{:<13} {} files under {kek}{ago}", format!("key {}", count.generation), count.files);
         }
     }
+    if let Some(rekey) = &status.rekey {
+        let done = indicatif::HumanBytes(rekey.bytes);
+        let what = format!("{} files, {done}, {} of {} looked at", rekey.rekeyed, rekey.files, rekey.total);
+        println!("{:<13} {}: {what}, {} left", "rekey", rekey.state.name(), rekey.left);
+    }
     if let Some(error) = &status.last_error {
         println!("{:<13} {error}", "last error");
     }

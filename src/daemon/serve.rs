@@ -7,6 +7,7 @@ use super::errand::Errand;
 use super::gatekeeper::{Gatekeeper, Parts};
 use super::guard::{Guard, Subject};
 use super::maintenance::Maintenance;
+use super::rekey::{RekeyOrder, Rekeyer};
 use super::rewrap::Rewrapper;
 use super::scrub::Scrubber;
 use super::trail::{Trail, note_new_kek};
@@ -165,6 +166,7 @@ fn run(
         .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
     let scrubber = Arc::new(Scrubber::new(Arc::clone(&fs)));
     let rewrapper = Arc::new(Rewrapper::new(Arc::clone(&fs)));
+    let rekeyer = Arc::new(Rekeyer::new(Arc::clone(&fs)));
     let parts = Arc::new(Parts {
         fs: Arc::clone(&fs),
         buffers,
@@ -175,6 +177,7 @@ fn run(
         recorder: trail.recorder(),
         scrubber: Arc::clone(&scrubber),
         rewrapper: Arc::clone(&rewrapper),
+        rekeyer: Arc::clone(&rekeyer),
     });
     let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
     let (end, ended) = mpsc::channel();
@@ -203,7 +206,7 @@ fn run(
     let maintenance = Maintenance::start(parts, options.check_rotation);
     let started = socket.and_then(|socket| {
         let (fs, keeper) = (Arc::clone(&fs), Arc::clone(&keeper));
-        let (scrubber, rewrapper) = (Arc::clone(&scrubber), Arc::clone(&rewrapper));
+        let (scrubber, rewrapper, rekeyer) = (Arc::clone(&scrubber), Arc::clone(&rewrapper), Arc::clone(&rekeyer));
         let (policy, place, stopper) = (options.policy, mountpoint.to_owned(), Arc::clone(&gatekeeper));
         let (service, attached) = (options.service, options.attached);
         let (read_only, guard, tenant) = (options.flags.read_only, guard.clone(), options.tenant.clone());
@@ -220,8 +223,8 @@ fn run(
                 {
                     return Reply::Failed(failure.into());
                 }
-                answer(command, &keeper, &scrubber, &rewrapper, || {
-                    let jobs = (scrubber.status(), rewrapper.status());
+                answer(command, &keeper, &scrubber, &rewrapper, &rekeyer, || {
+                    let jobs = (scrubber.status(), rewrapper.status(), rekeyer.status());
                     let status = Status::of(&fs, &keeper, &policy, &place, read_only, jobs, guard.as_deref());
                     Status { tenant: tenant.clone(), ..status }
                 })
@@ -253,6 +256,7 @@ fn run(
             let ended = if session_ended { served.join() } else { Ok(Ok(())) };
             scrubber.close();
             rewrapper.close();
+            rekeyer.close();
             maintenance.stop();
             finish(&fs, &keeper, &trail, guard.as_deref());
             drop(trail);
@@ -270,6 +274,7 @@ fn run(
             }
             scrubber.close();
             rewrapper.close();
+            rekeyer.close();
             maintenance.stop();
             finish(&fs, &keeper, &trail, guard.as_deref());
             Err(failure)
@@ -321,6 +326,7 @@ fn answer(
     keeper: &Keeper,
     scrubber: &Scrubber,
     rewrapper: &Rewrapper,
+    rekeyer: &Rekeyer,
     status: impl Fn() -> Status,
 ) -> Reply {
     match command {
@@ -363,6 +369,18 @@ fn answer(
         },
         Command::RewrapCancel if rewrapper.cancel() => Reply::Done,
         Command::RewrapCancel => Reply::Failed(Problem::new("other", "no rewrap runs on this mount")),
+        Command::Rekey { path, older_than_s, anew, rate } => {
+            match rekeyer.start(RekeyOrder { path, older_than_s, anew, rate }) {
+                Ok(status) => Reply::Rekey { status: Box::new(status), left: Vec::new() },
+                Err(problem) => Reply::Failed(problem),
+            }
+        }
+        Command::RekeyProgress { number } => match rekeyer.progress(number) {
+            Ok((status, left)) => Reply::Rekey { status: Box::new(status), left },
+            Err(problem) => Reply::Failed(problem),
+        },
+        Command::RekeyCancel if rekeyer.cancel() => Reply::Done,
+        Command::RekeyCancel => Reply::Failed(Problem::new("other", "no rekey runs on this mount")),
     }
 }
 

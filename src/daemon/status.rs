@@ -1,7 +1,7 @@
 //! What a mount says of itself.
 
 use super::guard::{Guard, GuardStatus};
-use super::{RewrapStatus, ScrubStatus};
+use super::{RekeyStatus, RewrapStatus, ScrubStatus};
 use crate::format::volume::KekRole;
 use crate::fs::Fs;
 use crate::lease::{BootTime, Keeper, LeaseStats, LockReason, OnRevoked, Policy, State};
@@ -64,6 +64,8 @@ pub struct Status {
     pub scrub: Option<ScrubStatus>,
     /// The last rewrap of this mount, or the one that runs; `null` if there was none.
     pub rewrap: Option<RewrapStatus>,
+    /// The last rekey of this mount, or the one that runs; `null` if there was none.
+    pub rekey: Option<RekeyStatus>,
     /// It was opened with its recovery KEK.
     pub with_recovery_kek: bool,
     /// What the guard against rollback knows; `null` if the mount has none.
@@ -80,7 +82,7 @@ impl Status {
         policy: &Policy,
         mountpoint: &std::path::Path,
         read_only: bool,
-        (scrub, rewrap): (Option<ScrubStatus>, Option<RewrapStatus>),
+        (scrub, rewrap, rekey): (Option<ScrubStatus>, Option<RewrapStatus>, Option<RekeyStatus>),
         guard: Option<&Guard>,
     ) -> Self {
         let lease = keeper.status();
@@ -122,6 +124,7 @@ impl Status {
             kms: serde_json::to_value(stats).unwrap_or_default(),
             scrub,
             rewrap,
+            rekey,
             with_recovery_kek: fs.volume().role() == KekRole::Recovery,
             rollback_guard: guard.map(Guard::status),
             audit: fs.leases().recorder().status(),

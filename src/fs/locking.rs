@@ -52,6 +52,7 @@ impl Fs {
             names: Mutex::default(),
             walking: Mutex::default(),
             moved: Mutex::default(),
+            renewing: Mutex::default(),
             on_new_kek: Mutex::default(),
             on_wake: Mutex::default(),
             half_made: AtomicBool::new(false),

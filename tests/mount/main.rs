@@ -29,6 +29,7 @@ mod programs;
 mod proof;
 mod raw_keys;
 mod recovery;
+mod rekey;
 mod remount;
 mod revocation;
 mod rewrap;
