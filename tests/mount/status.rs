@@ -1,6 +1,6 @@
 //! `kmsfs status` for people, and the status page in a real browser.
 
-use crate::harness::{Mount, Volume, run};
+use crate::harness::{Mount, Volume, run, until};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -104,12 +104,14 @@ fn the_page_shows_every_mount_and_takes_hostile_names_for_text() {
     let place = parent.file(hostile);
     fs::create_dir(&place).expect("a mountpoint");
     let volume = Volume::new();
-    volume.ok(&["mount", volume.path().to_str().expect("UTF-8"), place.to_str().expect("UTF-8")]);
+    let place = place.to_str().expect("UTF-8");
+    volume.ok(&["mount", volume.path().to_str().expect("UTF-8"), place, "--revalidate", "1s"]);
+    until("the KMS was asked", || !volume.ok(&["status", "--json", place]).contains("\"calls\": 0,"));
     let mount = Mount::new();
     mount.volume().ok(&["lock", mount.at("").to_str().expect("UTF-8")]);
     let server = Server::new(&volume);
     let page = browse(&server.address, &volume.file("profile"));
-    let unmounted = volume.run(&["umount", place.to_str().expect("UTF-8")]);
+    let unmounted = volume.run(&["umount", place]);
     assert_eq!(unmounted.code, 0, "{unmounted:?}");
     assert!(page.contains("&lt;img src=x onerror=document.title='owned'&gt;"), "{page}");
     assert!(!page.contains("<img") && !page.contains("<title>owned"), "{page}");
