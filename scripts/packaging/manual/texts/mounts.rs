@@ -100,4 +100,26 @@ everything.",
         exits: &[],
         see: &["kmsfs rewrap", "kmsfs info"],
     },
+    Text {
+        command: "kmsfs serve-status",
+        about: "\
+It serves metrics for Prometheus, answers to probes, and a page for a browser, about all mounts of this user. Alert rules and \
+a dashboard for Grafana are in /usr/share/doc/kmsfs.",
+        examples: &[
+            ("At its own port of this machine", "kmsfs serve-status"),
+            ("On a socket, behind a proxy", "kmsfs serve-status --listen unix:/run/kmsfs-status.sock"),
+        ],
+        exits: &[],
+        see: &["kmsfs status", "kmsfs log-level"],
+    },
+    Text {
+        command: "kmsfs log-level",
+        about: "It holds until the volume is unmounted.",
+        examples: &[
+            ("See each answer of the KMS", "kmsfs log-level /data/tenant-a debug"),
+            ("As at first", "kmsfs log-level /data/tenant-a info"),
+        ],
+        exits: &[4],
+        see: &["kmsfs status", "kmsfs mount"],
+    },
 ];
