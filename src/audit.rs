@@ -11,6 +11,7 @@ mod event;
 mod limiter;
 mod log;
 mod read;
+mod recent;
 mod verify;
 mod writer;
 
@@ -19,6 +20,7 @@ pub use claim::{Claim, MAIN};
 pub use event::{Call, Event, Settings, clean, envelope_digest};
 pub use log::{FILE_LEN, Found, KEEP, Limits, Log};
 pub use read::{Cursor, Tail, tail};
+pub use recent::Recent;
 pub use verify::{Broken, Verdict, verify};
 pub use writer::{Recorder, Status};
 

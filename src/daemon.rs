@@ -16,7 +16,7 @@ pub mod metrics;
 mod monitor;
 pub mod mountpoint;
 pub mod options;
-mod page;
+pub mod page;
 mod process;
 mod rekey;
 mod resident;

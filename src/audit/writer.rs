@@ -5,6 +5,7 @@ use super::chain::Head;
 use super::event::Event;
 use super::limiter::Limiter;
 use super::log::Log;
+use super::recent::{Last, Recent};
 use crate::crypto::Secret32;
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
@@ -16,8 +17,6 @@ use std::time::{Duration, Instant, SystemTime};
 const CAPACITY: usize = 4096;
 /// What is not grave is durable this long after it happened, and what could not be written is tried again.
 const SOON: Duration = Duration::from_secs(1);
-/// So many events are remembered for who looks.
-const RECENT: usize = 6;
 /// With nothing to do, how often that is looked at.
 const IDLE: Duration = Duration::from_secs(10);
 /// So many lines, or so long after the last one: a checkpoint.
@@ -42,8 +41,8 @@ struct Queue {
     limiter: Limiter,
     lost: Option<Lost>,
     lost_ever: u64,
-    /// What was last told, the newest last: for who looks now. Without probes, of which there is no end.
-    recent: VecDeque<(SystemTime, &'static str)>,
+    /// For who looks now.
+    recent: Last,
     head: Head,
     /// What stands in the way of writing.
     trouble: Option<String>,
@@ -84,7 +83,7 @@ impl Recorder {
             limiter: Limiter::default(),
             lost: None,
             lost_ever: 0,
-            recent: VecDeque::with_capacity(RECENT),
+            recent: Last::default(),
             head: log.head(),
             trouble: None,
             asked: 0,
@@ -113,12 +112,7 @@ impl Recorder {
         let Some(shared) = &self.0 else { return };
         let time = SystemTime::now();
         let mut queue = shared.queue.lock();
-        if !matches!(event, Event::Probe { .. }) {
-            if queue.recent.len() == RECENT {
-                queue.recent.pop_front();
-            }
-            queue.recent.push_back((time, event.name()));
-        }
+        queue.recent.note(time, &event);
         for event in queue.limiter.take(shared.began.elapsed(), time, event) {
             queue.push(time, event);
         }
@@ -158,12 +152,9 @@ impl Recorder {
         queue.met >= mine && queue.trouble.is_none()
     }
 
-    /// The last events, the newest first: when, and the name.
-    pub fn recent(&self) -> Vec<(String, String)> {
-        let Some(shared) = &self.0 else { return Vec::new() };
-        let queue = shared.queue.lock();
-        let text = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();
-        queue.recent.iter().rev().map(|(time, name)| (text(*time), (*name).to_owned())).collect()
+    /// The last events, the newest first.
+    pub fn recent(&self) -> Vec<Recent> {
+        self.0.as_ref().map(|shared| shared.queue.lock().recent.told()).unwrap_or_default()
     }
 
     /// How the log is doing, `None` if there is none.

@@ -90,7 +90,7 @@ pub struct Mount {
     /// Something to know the mount by, in its metrics
     #[arg(long, value_name = "NAME=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
-    /// Serve what is counted, /livez and /readyz at this address: unix:PATH, 127.0.0.1:PORT or [::1]:PORT
+    /// Serve what is counted, /livez and /readyz at this address: unix:PATH, 127.0.0.1:PORT or `[::1]:PORT`
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<Address>,
     /// How lines of the log look

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Serves how mounts are doing; nothing can be changed by it.
 #[derive(Args)]
 pub struct ServeStatus {
-    /// Where: unix:PATH, 127.0.0.1:PORT or [::1]:PORT; nothing that another machine could reach
+    /// Where: unix:PATH, 127.0.0.1:PORT or `[::1]:PORT`; nothing that another machine could reach
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9180")]
     listen: Address,
 }

@@ -5,7 +5,8 @@ mod table;
 use super::lock::ask;
 use super::{Exit, Failure};
 use crate::daemon::Status;
-use crate::daemon::control::{self, Command, Reply};
+use crate::daemon::control::{Command, Reply};
+use crate::daemon::host;
 use clap::Args;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -24,8 +25,6 @@ pub struct StatusCommand {
     watch: bool,
 }
 
-/// For how long a mount is waited for, where there are others.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// How often `--watch` looks.
 const EVERY: Duration = Duration::from_secs(2);
 
@@ -51,8 +50,12 @@ pub fn run(arguments: &StatusCommand) -> Result<(), Failure> {
 /// What is to be printed.
 fn text(arguments: &StatusCommand) -> Result<String, Failure> {
     let Some(mountpoint) = &arguments.mountpoint else {
-        let all = all();
-        return Ok(if arguments.json { to_json(&all, arguments.watch) } else { table::of(&all, table::has_colours()) });
+        let found = host::look();
+        if arguments.json {
+            let all: Vec<_> = found.iter().map(|(mountpoint, found)| found.to_json(mountpoint)).collect();
+            return Ok(to_json(&all, arguments.watch));
+        }
+        return Ok(table::of(&found, table::has_colours()));
     };
     let status = of(mountpoint)?;
     Ok(if arguments.json { to_json(&status, arguments.watch) } else { one(&status) })
@@ -63,19 +66,6 @@ fn of(mountpoint: &Path) -> Result<Status, Failure> {
         Reply::Status(status) => Ok(*status),
         other => Err(Failure::new(Exit::Failure, format!("the mount gave an unexpected answer: {other:?}"))),
     }
-}
-
-/// All mounts of this user.
-fn all() -> Vec<Status> {
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(control::directory()).into_iter().flatten().flatten() {
-        // A socket that nobody answers belongs to a process that died, or hangs.
-        if let Ok(Reply::Status(status)) = control::ask_within(&entry.path(), Command::Status, PATIENCE) {
-            all.push(*status);
-        }
-    }
-    all.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
-    all
 }
 
 /// On one line if there will be more.

@@ -19,6 +19,10 @@ use std::time::Duration;
 const VERSION: u32 = 1;
 /// The longest request, in bytes.
 const MAX_LINE: u64 = 64 * 1024;
+/// So many connections at once. Whoever comes on top is told so, and does not wait.
+const CONNECTIONS: usize = 64;
+/// For how long a client may take to say what it wants, and to take its reply.
+const ASKING: Duration = Duration::from_secs(10);
 
 /// What a mount is asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -235,12 +239,20 @@ impl Socket {
     pub fn serve(&self, answer: impl Fn(Command) -> Reply + Send + Sync + 'static) -> io::Result<()> {
         let listener = self.listener.try_clone()?;
         let answer = Arc::new(answer);
+        let connected = Arc::new(());
         std::thread::Builder::new().name("kmsfs-control".into()).spawn(move || {
             for stream in listener.incoming().flatten() {
-                let answer = Arc::clone(&answer);
+                let (answer, turn) = (Arc::clone(&answer), Arc::clone(&connected));
+                if Arc::strong_count(&turn) > CONNECTIONS + 1 {
+                    refuse(&stream);
+                    continue;
+                }
                 // Without a thread the connection is closed, and the client says so.
                 let _ =
-                    std::thread::Builder::new().name("kmsfs-control".into()).spawn(move || converse(&stream, &*answer));
+                    std::thread::Builder::new().name("kmsfs-control".into()).spawn(move || {
+                        let _turn = turn;
+                        converse(&stream, &*answer);
+                    });
             }
         })?;
         Ok(())
@@ -260,6 +272,9 @@ fn understand(line: &str) -> Result<Command, Problem> {
         version: u32,
         command: serde_json::Value,
     }
+    if line.len() as u64 >= MAX_LINE && !line.ends_with('\n') {
+        return Err(Problem::new("not-a-request", format!("a request has {MAX_LINE} bytes at most")));
+    }
     let hint = "it is served by another version of kmsfs: unmount it, and mount it again";
     let Envelope { version, command } = serde_json::from_str(line)
         .map_err(|error| Problem::new("not-a-request", format!("this is not a request: {error}")))?;
@@ -272,9 +287,18 @@ fn understand(line: &str) -> Result<Command, Problem> {
     })
 }
 
+/// Says that there are too many connections, without waiting for the client.
+fn refuse(mut stream: &UnixStream) {
+    let problem = Problem::new("busy", format!("{CONNECTIONS} programs are connected to this mount, which is all it takes"));
+    let text = serde_json::to_string(&Reply::Failed(problem)).unwrap_or_default() + "\n";
+    // A new connection has room for it; one that does not is closed without a word.
+    let _ = stream.set_nonblocking(true).and_then(|()| stream.write_all(text.as_bytes()));
+}
+
 fn converse(mut stream: &UnixStream, answer: &dyn Fn(Command) -> Reply) {
     let mut line = String::new();
-    if BufReader::new(stream.take(MAX_LINE)).read_line(&mut line).is_err() {
+    let bounded = stream.set_read_timeout(Some(ASKING)).and_then(|()| stream.set_write_timeout(Some(ASKING)));
+    if bounded.is_err() || BufReader::new(stream.take(MAX_LINE)).read_line(&mut line).is_err() {
         return;
     }
     let reply = match understand(&line) {
@@ -283,7 +307,7 @@ fn converse(mut stream: &UnixStream, answer: &dyn Fn(Command) -> Reply) {
     };
     let Ok(mut text) = serde_json::to_string(&reply) else { return };
     text.push('\n');
-    if stream.write_all(text.as_bytes()).is_ok() {
+    if stream.write_all(text.as_bytes()).and_then(|()| stream.set_read_timeout(None)).is_ok() {
         // Until the client leaves, or this process ends, which is what the client waits for.
         let _ = stream.read(&mut [0]);
     }

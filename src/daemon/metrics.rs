@@ -15,9 +15,6 @@ use std::sync::atomic::Ordering::Relaxed;
 /// The media type of [`of_all`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// So many calls are a line in the status page.
-const SHOWN: usize = 32;
-
 /// What is known of a mount at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Metrics {
@@ -33,12 +30,6 @@ pub struct Metrics {
     pub failed_chunks: u64,
     /// How long calls to the KMS took.
     pub kms_latency: Counts,
-    /// How long the last calls took, in microseconds, the newest last.
-    #[serde(default)]
-    pub recent_latencies_us: Vec<u64>,
-    /// What the audit log was last told, the newest first: when, and what.
-    #[serde(default)]
-    pub events: Vec<(String, String)>,
     /// How long locks took.
     pub locks: Counts,
     /// Files with changes that are not committed.
@@ -66,8 +57,6 @@ impl Metrics {
             errors: counters.meter.errors(),
             failed_chunks: counters.failed_chunks.load(Relaxed),
             kms_latency: fs.leases().latency(),
-            recent_latencies_us: fs.leases().recent_latencies(SHOWN),
-            events: fs.leases().recorder().recent(),
             locks: counters.locks.counts(),
             dirty_files: fs.waiting_files(),
             dirty_bytes: fs.dirty_bytes(),

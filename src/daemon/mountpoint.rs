@@ -26,6 +26,8 @@ pub struct Mounted {
     pub fs_type: String,
     /// What of.
     pub source: String,
+    /// The user whose process serves it, if it is a filesystem of FUSE.
+    pub user: Option<u32>,
 }
 
 /// The mounts of this process's namespace, in the order in which they were made.
@@ -86,6 +88,10 @@ fn parse(line: &[u8]) -> Option<Mounted> {
         mountpoint: PathBuf::from(OsString::from_vec(unescape(fields.get(4)?))),
         fs_type: String::from_utf8_lossy(fields.get(separator + 1)?).into_owned(),
         source: String::from_utf8_lossy(&unescape(fields.get(separator + 2)?)).into_owned(),
+        user: fields.get(separator + 3).and_then(|options| {
+            let options = std::str::from_utf8(options).ok()?;
+            options.split(',').find_map(|option| option.strip_prefix("user_id=")?.parse().ok())
+        }),
     })
 }
 
@@ -261,7 +267,7 @@ mod tests {
         let line = b"36 35 0:31 / /mnt/with\\040blank rw,nosuid shared:1 - fuse.kmsfs /v\\134x rw,user_id=0";
         let mounted = parse(line).unwrap();
         assert_eq!(mounted.mountpoint, Path::new("/mnt/with blank"));
-        assert_eq!(mounted.device, "0:31");
+        assert_eq!((mounted.device.as_str(), mounted.user), ("0:31", Some(0)));
         assert_eq!((mounted.fs_type.as_str(), mounted.source.as_str()), ("fuse.kmsfs", "/v\\x"));
         assert!(parse(b"").is_none() && parse(b"36 35 - x").is_none());
     }

