@@ -46,7 +46,7 @@ enum Command {
     /// Make a volume: an empty directory whose files a key will encrypt
     Init(init::Init),
     /// Mount a volume; comes back when the mount answers
-    Mount(mount::Mount),
+    Mount(Box<mount::Mount>),
     /// Unmount, and wait until everything is stored
     Umount(umount::Umount),
     /// List, check, suspend and resume the tenants whose volumes are mounted on this machine
