@@ -231,13 +231,11 @@ fn run(
                 if let Command::Stop = command {
                     service.stopping();
                     // What another process mounted, only such a one takes away: whoever asks does it.
-                    let stopped = if attached {
+                    if attached {
                         stopper.last_drain();
-                        Ok(())
-                    } else {
-                        stopper.stop()
-                    };
-                    return stopped.map_or_else(|error| Reply::Failed(error.into()), |()| Reply::Done);
+                        return Reply::Done;
+                    }
+                    return stopper.stop().map_or_else(|error| Reply::Failed(error.into()), |()| Reply::Done);
                 }
                 if let (Command::Unlock, Some(tenant)) = (&command, &tenant)
                     && let Err(failure) = Suspension::forbids(tenant)
