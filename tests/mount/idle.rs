@@ -56,7 +56,7 @@ fn a_mount_that_nobody_uses_locks_and_is_unlocked_for_whoever_does() -> Outcome 
     until("it locks", || reason(&mount) == "idle");
     // Who only looks whether it is there wakes nobody.
     fs::metadata(mount.at(""))?;
-    rustix::fs::statfs(&mount.at(""))?;
+    rustix::fs::statfs(mount.at(""))?;
     assert_eq!(reason(&mount), "idle");
     drop(file);
     until("it locks", || reason(&mount) == "idle");
