@@ -65,22 +65,26 @@ impl Drop for Rotation {
 
 impl Maintenance {
     /// Starts it. Without a thread nothing is committed unasked, and the log says so.
-    pub fn start(parts: Arc<Parts>, check_rotation: Option<Duration>) -> Self {
+    pub fn start(parts: Arc<Parts>, resident: Arc<Resident>, check_rotation: Option<Duration>) -> Self {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let stopped = Arc::new(AtomicBool::new(false));
         let (shared, flag) = (Arc::clone(&stop), Arc::clone(&stopped));
         let thread = std::thread::Builder::new()
             .name("kmsfs-maintain".into())
-            .spawn(move || Self::run(&parts, &shared, &flag, Rotation::new(check_rotation)))
+            .spawn(move || Self::run(&parts, &resident, (&shared, &flag), Rotation::new(check_rotation)))
             .inspect_err(|error| tracing::error!("nothing is committed by itself: {error}"))
             .ok();
         Self { stop, stopped, thread }
     }
 
-    fn run(parts: &Arc<Parts>, shared: &(Mutex<bool>, Condvar), stopped: &AtomicBool, mut rotation: Rotation) {
+    fn run(
+        parts: &Arc<Parts>,
+        resident: &Resident,
+        (shared, stopped): (&(Mutex<bool>, Condvar), &AtomicBool),
+        mut rotation: Rotation,
+    ) {
         let fs = &parts.fs;
         let mut swept = !fs.wants_sweep();
-        let mut resident = Resident::new();
         loop {
             let pause = if swept { INTERVAL } else { Duration::from_secs(1) };
             let pause = rotation.every.unwrap_or(pause).clamp(Duration::from_secs(1), pause);

@@ -6,6 +6,7 @@
 //! from swap (`process`), and the program is neither. What the allocator keeps is locked, so that it cannot be let go of.
 
 use crate::fuse::Buffers;
+use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
@@ -18,8 +19,10 @@ const ROUNDS: u32 = 3;
 const WORTH: Duration = Duration::from_millis(2);
 
 /// Watches how much a mount does.
-pub struct Resident {
-    seen: Duration,
+pub struct Resident(Mutex<Seen>);
+
+struct Seen {
+    time: Duration,
     idle_rounds: u32,
     /// The time at which it was last let go; `None` before the first time.
     let_go: Option<Duration>,
@@ -28,19 +31,30 @@ pub struct Resident {
 impl Resident {
     /// One of a process that has begun.
     pub fn new() -> Self {
-        Self { seen: processor_time(), idle_rounds: 0, let_go: None }
+        Self(Mutex::new(Seen { time: processor_time(), idle_rounds: 0, let_go: None }))
     }
 
     /// Is told that a round has passed; lets go if the mount has become idle, of these buffers as well.
-    pub fn round(&mut self, buffers: &Buffers) {
+    pub fn round(&self, buffers: &Buffers) {
         let now = processor_time();
-        let is_idle = now.saturating_sub(self.seen) < IDLE;
-        self.seen = now;
-        self.idle_rounds = if is_idle { self.idle_rounds.saturating_add(1) } else { 0 };
-        if self.idle_rounds >= ROUNDS && self.let_go.is_none_or(|then| now.saturating_sub(then) >= WORTH) {
+        let mut seen = self.0.lock();
+        let is_idle = now.saturating_sub(seen.time) < IDLE;
+        seen.time = now;
+        seen.idle_rounds = if is_idle { seen.idle_rounds.saturating_add(1) } else { 0 };
+        if seen.idle_rounds >= ROUNDS && seen.let_go.is_none_or(|then| now.saturating_sub(then) >= WORTH) {
             buffers.wipe();
             let_go();
-            self.let_go = Some(processor_time());
+            seen.let_go = Some(processor_time());
+        }
+    }
+
+    /// Is told that the KMS has answered. That took most of the program; an idle mount does not keep it until the next
+    /// round.
+    pub fn asked(&self) {
+        let mut seen = self.0.lock();
+        if seen.idle_rounds >= ROUNDS {
+            let_go();
+            seen.let_go = Some(processor_time());
         }
     }
 }

@@ -9,6 +9,7 @@ use super::guard::{Guard, Subject};
 use super::maintenance::Maintenance;
 use super::monitor::{self, Monitor};
 use super::rekey::{RekeyOrder, Rekeyer};
+use super::resident::Resident;
 use super::rewrap::Rewrapper;
 use super::scrub::Scrubber;
 use super::trail::{Trail, note_new_kek};
@@ -194,19 +195,20 @@ fn run(
         })
         .map_err(|error| failed("no thread to serve the kernel", &error))?;
     let gatekeeper = Arc::new(Gatekeeper(Arc::clone(&parts)));
+    let resident = Arc::new(Resident::new());
     let keeper = Keeper::start(
         Arc::clone(leases),
         Arc::<Gatekeeper>::clone(&gatekeeper),
         canary,
         options.policy,
-        tell(trail.recorder(), options.service),
+        tell(trail.recorder(), options.service, Arc::clone(&resident)),
     )
     .map_err(|error| failed("no thread to ask the KMS", &error))?;
     let keeper = Arc::new(keeper);
     follow_new_keks(&fs, &keeper, trail.recorder(), guard.clone());
     wake_for_users(&fs, &keeper);
     let socket = Socket::bind(mountpoint).map_err(|error| failed("the control socket cannot be made", &error));
-    let maintenance = Maintenance::start(parts, options.check_rotation);
+    let maintenance = Maintenance::start(parts, resident, options.check_rotation);
     let started = socket.and_then(|socket| {
         let (fs, keeper) = (Arc::clone(&fs), Arc::clone(&keeper));
         let (scrubber, rewrapper, rekeyer) = (Arc::clone(&scrubber), Arc::clone(&rewrapper), Arc::clone(&rekeyer));
@@ -418,10 +420,14 @@ fn wake_for_users(fs: &Arc<Fs>, keeper: &Arc<Keeper>) {
 }
 
 /// What the keeper's events are told to: the log of the process, and the audit log where nobody else does.
-fn tell(recorder: audit::Recorder, service: Service) -> impl Fn(Event) + Send {
+fn tell(recorder: audit::Recorder, service: Service, resident: Arc<Resident>) -> impl Fn(Event) + Send {
     move |event| {
         service.happened(&event);
+        let asked = matches!(event, Event::Probed { .. });
         note(&recorder, event);
+        if asked {
+            resident.asked();
+        }
     }
 }
 
