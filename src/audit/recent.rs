@@ -63,7 +63,9 @@ impl Last {
 /// What is to be said of an event beside its name; `None` if it is not worth being remembered.
 fn gist(event: &Event) -> Option<String> {
     let text = match event {
-        Event::Probe { .. } | Event::Unwrap { .. } | Event::LeasesEnded { .. } | Event::Checkpoint { .. } => return None,
+        Event::Probe { .. } | Event::Unwrap { .. } | Event::LeasesEnded { .. } | Event::Checkpoint { .. } => {
+            return None;
+        }
         Event::Mount { after_crash: true, .. } => "a crash was recovered".to_owned(),
         Event::Mount { version, .. } => format!("kmsfs {version}"),
         Event::Recovery { updates, files, .. } => format!("{updates} updates of {files} files"),

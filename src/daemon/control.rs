@@ -223,11 +223,10 @@ impl Socket {
                     continue;
                 }
                 // Without a thread the connection is closed, and the client says so.
-                let _ =
-                    std::thread::Builder::new().name("kmsfs-control".into()).spawn(move || {
-                        let _turn = turn;
-                        converse(&stream, &*answer);
-                    });
+                let _ = std::thread::Builder::new().name("kmsfs-control".into()).spawn(move || {
+                    let _turn = turn;
+                    converse(&stream, &*answer);
+                });
             }
         })?;
         Ok(())
@@ -264,7 +263,8 @@ fn understand(line: &str) -> Result<Command, Problem> {
 
 /// Says that there are too many connections, without waiting for the client.
 fn refuse(mut stream: &UnixStream) {
-    let problem = Problem::new("busy", format!("{CONNECTIONS} programs are connected to this mount, which is all it takes"));
+    let problem =
+        Problem::new("busy", format!("{CONNECTIONS} programs are connected to this mount, which is all it takes"));
     let text = serde_json::to_string(&Reply::Failed(problem)).unwrap_or_default() + "\n";
     // A new connection has room for it; one that does not is closed without a word.
     let _ = stream.set_nonblocking(true).and_then(|()| stream.write_all(text.as_bytes()));

@@ -112,8 +112,7 @@ pub fn look() -> BTreeMap<PathBuf, Found> {
         }
     }
     let user = rustix::process::geteuid().as_raw();
-    let is_mine =
-        |mounted: &mountpoint::Mounted| mounted.fs_type == mountpoint::FS_TYPE && mounted.user == Some(user);
+    let is_mine = |mounted: &mountpoint::Mounted| mounted.fs_type == mountpoint::FS_TYPE && mounted.user == Some(user);
     for mounted in mountpoint::mounts().unwrap_or_default().into_iter().filter(is_mine) {
         let place = mounted.mountpoint;
         if found.contains_key(&place) {

@@ -123,8 +123,7 @@ mod tests {
     #[test]
     fn every_line_fits_whatever_it_is_about() {
         let places = [format!("/{}", "x".repeat(300)), format!("/{}", "漢字".repeat(50)), "/a\n\u{1b}[2Jb".into()];
-        let mut all: BTreeMap<_, _> =
-            places.iter().map(|place| (PathBuf::from(place), Found::Dead)).collect();
+        let mut all: BTreeMap<_, _> = places.iter().map(|place| (PathBuf::from(place), Found::Dead)).collect();
         all.insert("/z".into(), Found::Silent);
         let text = of(&all, false);
         assert_eq!(text.lines().count(), 5);
