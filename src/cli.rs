@@ -11,6 +11,9 @@ mod key;
 mod lock;
 mod log_level;
 mod mount;
+mod mount_helper;
+mod offline;
+mod rekey;
 mod report;
 mod rewrap;
 mod rollback;
@@ -22,7 +25,7 @@ mod transfer;
 mod umount;
 
 use crate::failure::{Exit, Failure};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Encrypted files that can be read only while a key in a cloud KMS says so.
@@ -73,6 +76,8 @@ enum Command {
     Certify(certify::Certify),
     /// Wrap everything in a volume by another key, or by the newest version of its own, while it is in use
     Rewrap(rewrap::RewrapCommand),
+    /// Give files new data keys and seal their content again, while the volume is in use
+    Rekey(rekey::RekeyCommand),
     /// Make a mount unreadable until it is unlocked
     Lock(lock::Lock),
     /// Make a mount readable again that was locked by hand, if the KMS grants its key
@@ -92,8 +97,22 @@ enum Command {
     Key(key::KeyCommand),
 }
 
+/// What the command line looks like, for whoever writes manual pages and completions of it.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+/// The options of `kmsfs mount` that a tenant's configuration may set, by their long names.
+pub fn tenant_keys() -> Vec<crate::tenant::Key> {
+    mount::tenant::keys()
+}
+
 /// Runs the program's command line and returns the process's exit code.
 pub fn run() -> ExitCode {
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|program| mount_helper::is_called(&program)) {
+        return end(mount_helper::run(words));
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -116,6 +135,7 @@ pub fn run() -> ExitCode {
         Command::Import(command) => transfer::import(&command),
         Command::Export(command) => transfer::export(&command),
         Command::Rewrap(command) => rewrap::run(&command),
+        Command::Rekey(command) => rekey::run(&command),
         Command::Lock(command) => lock::lock(&command),
         Command::Unlock(command) => lock::unlock(&command),
         Command::ServeStatus(command) => serve_status::run(&command),
@@ -124,6 +144,10 @@ pub fn run() -> ExitCode {
         Command::Errand => crate::daemon::errand::main(),
         Command::Key(command) => key::run(command),
     };
+    end(result)
+}
+
+fn end(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {

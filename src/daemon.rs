@@ -1,5 +1,5 @@
-//! A mount as a process: opening the volume, serving the kernel, locking and unlocking, scrubbing and rewrapping, the control
-//! socket, and the end. Depends on everything below. Failures are those of the command line, as they end up there.
+//! A mount as a process: opening the volume, serving the kernel, locking and unlocking, scrubbing, rewrapping and rekeying, the
+//! control socket, and the end. Depends on everything below. Failures are those of the command line, as they end up there.
 
 pub mod attach;
 mod bring_up;
@@ -8,6 +8,7 @@ pub mod errand;
 mod gatekeeper;
 pub mod guard;
 pub mod host;
+mod idle;
 mod job;
 pub mod log;
 mod maintenance;
@@ -17,6 +18,8 @@ pub mod mountpoint;
 pub mod options;
 pub mod page;
 mod process;
+mod rekey;
+mod resident;
 mod rewrap;
 mod scrub;
 mod serve;
@@ -24,10 +27,12 @@ mod service;
 mod status;
 mod trail;
 
+pub use idle::Idle;
 pub use job::State as JobState;
 pub use monitor::Readiness;
 pub use options::MountOptions;
 pub use process::harden;
+pub use rekey::{RekeyOrder, RekeyStatus, Rekeyer};
 pub use rewrap::{LeftFile, RewrapStatus, Rewrapper};
 pub use scrub::ScrubStatus;
 pub use serve::{Stage, serve};

@@ -23,7 +23,7 @@ fn of_reason(reason: LockReason) -> i32 {
     match reason {
         LockReason::Revoked => libc::EKEYREVOKED,
         LockReason::Unreachable => libc::EKEYEXPIRED,
-        LockReason::Operator => libc::ENOKEY,
+        LockReason::Operator | LockReason::Idle => libc::ENOKEY,
     }
 }
 

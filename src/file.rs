@@ -12,6 +12,7 @@ mod examine;
 mod keys;
 mod map;
 mod read;
+mod rekey;
 mod rewrap;
 mod state;
 mod write;
@@ -25,6 +26,7 @@ use crate::units::{ChunkIndex, Epoch, FileId, KekGeneration, PlainOffset, Stored
 pub use commit::{Batched, Prepared};
 pub use keys::Keys;
 use parking_lot::{Mutex, RwLock};
+pub use rekey::{NewKey, Stepped};
 pub use rewrap::rewrapped_page;
 use state::{Mode, State};
 use std::fmt;
@@ -132,7 +134,7 @@ pub struct File {
     context: Arc<Context>,
     store: Arc<dyn StoreFile>,
     target: Target,
-    epoch: Epoch,
+    /// Changed with the state's lock held, but for being wiped: so they go with the header.
     keys: RwLock<Option<Arc<Keys>>>,
     state: RwLock<State>,
     /// Held for the length of a commit: one at a time, without stopping readers and writers.
@@ -221,7 +223,6 @@ impl File {
         keys: Arc<Keys>,
     ) -> Result<Self, Error> {
         let file = Self {
-            epoch: header.epoch,
             state: RwLock::new(State::new(VerifiedPage::new(header), Mode::Fresh)),
             committing: Mutex::new(()),
             writer: Mutex::default(),
@@ -243,7 +244,6 @@ impl File {
         keys: Arc<Keys>,
     ) -> Self {
         Self {
-            epoch: header.epoch,
             state: RwLock::new(State::new(VerifiedPage::new(header), Mode::Committed)),
             committing: Mutex::new(()),
             writer: Mutex::default(),
@@ -274,6 +274,9 @@ impl File {
         let Unverified { header, page, stored_len } = found;
         let page = header.verify(&keys.header_mac, page).map_err(Damage::Header)?;
         plausible?;
+        if page.header().resealing.is_some() && keys.previous.is_none() {
+            return Err(Damage::Header(Malformed::Mac).into());
+        }
         let crashed = context.journal.crashed();
         let expected = context.geometry.stored_len(page.header().len);
         let batch = page.header().batch;
@@ -281,7 +284,6 @@ impl File {
         // Not yet known to be durable in place: the first commit has to see to it.
         state.unsynced = batch != 0 && !context.journal.is_committed(batch);
         let file = Self {
-            epoch: state.page.header().epoch,
             state: RwLock::new(state),
             committing: Mutex::new(()),
             writer: Mutex::default(),
@@ -345,9 +347,12 @@ impl File {
         *self.keys.write() = None;
     }
 
-    /// Takes the key again after the volume was unlocked.
+    /// Takes the key again after the volume was unlocked, unless the file has got another one meanwhile.
     pub fn restore(&self, keys: Arc<Keys>) {
-        *self.keys.write() = Some(keys);
+        let state = self.state.read();
+        if keys.now.epoch == state.page.header().epoch {
+            *self.keys.write() = Some(keys);
+        }
     }
 
     /// Compares the header, as it is stored, with what the volume's ledger knows of it. What is durable is known to the

@@ -19,8 +19,10 @@ mod locking;
 pub mod maintain;
 mod naming;
 mod nodes;
+pub mod rekey;
 mod remove;
 mod rename;
+mod renewal;
 pub mod rewrap;
 mod rotation;
 mod sweep;
@@ -45,6 +47,7 @@ pub use naming::read_dir_id;
 use nodes::Nodes;
 pub use nodes::ROOT;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+pub use renewal::Claim;
 pub use rotation::Tell;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -95,13 +98,20 @@ pub struct Fs {
     walking: Mutex<()>,
     /// While that goes on: what was moved meanwhile, perhaps from where it has not been to where it has.
     moved: Mutex<Option<Vec<walk::Moved>>>,
+    /// Who gives every file something new.
+    renewing: Mutex<Option<&'static str>>,
     /// A new file could neither be given its header nor be removed. What has no header may be such a file.
     half_made: AtomicBool,
     /// Whom to tell that the volume has a new KEK.
     on_new_kek: Mutex<Option<rotation::Tell>>,
+    /// Has a volume unlocked that nobody used.
+    on_wake: Mutex<Option<Wake>>,
     /// Numbers of what happened, for `status`.
     pub counters: Counters,
 }
+
+/// Has the volume unlocked, and says whether it is.
+pub type Wake = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
 /// What happened on a mount so far.
 #[derive(Debug, Default)]
@@ -120,6 +130,8 @@ pub struct Counters {
     pub lost: AtomicU64,
     /// Files that a crash had left unfinished, of which a copy was kept.
     pub set_aside: AtomicU64,
+    /// Requests of applications that are more than looking at the root directory.
+    pub requests: AtomicU64,
     /// Chunks that did not authenticate.
     pub failed_chunks: AtomicU64,
     /// Of `written`, what the last commit of everything took along.
@@ -199,7 +211,7 @@ impl Fs {
     /// Passes the gate for an operation that applications start.
     fn enter(&self) -> Result<Entered<'_>> {
         if self.draining.load(Ordering::Acquire) {
-            return Err(Error::Locked(self.reason()));
+            return Err(self.locked());
         }
         self.enter_draining()
     }
@@ -213,7 +225,15 @@ impl Fs {
                 return Ok(Entered(gate));
             }
         }
-        Err(Error::Locked(self.reason()))
+        Err(self.locked())
+    }
+
+    /// What whoever comes while the volume is locked, or drains, is told: one that nobody used is unlocked for them.
+    pub fn locked(&self) -> Error {
+        match self.reason() {
+            LockReason::Idle => Error::NeedKey(error::Need::Wake),
+            reason => Error::Locked(reason),
+        }
     }
 
     /// Why the volume is locked or drains, or was last.
@@ -285,6 +305,10 @@ impl Fs {
         match need {
             error::Need::Unwrap(wrapped) => self.leases.fetch(wrapped).map(drop).map_err(Error::from),
             error::Need::Envelope => self.refill(),
+            error::Need::Wake => {
+                let wake = self.on_wake.lock().clone();
+                wake.map_or(Err(Error::Locked(self.reason())), |wake| wake())
+            }
         }
     }
 }

@@ -23,7 +23,9 @@ use convert::attr_of;
 pub use direct::{attach, device};
 use flags::Flags;
 use forget::Forgetter;
-use fuser::{Errno, FopenFlags, Generation, MountOption, ReplyEmpty, ReplyEntry, ReplyXattr, Request, SessionACL};
+use fuser::{
+    Errno, FopenFlags, Generation, MountOption, ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr, Request, SessionACL,
+};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -97,6 +99,7 @@ impl Kernel {
         again: impl Fn(&Fs) -> Result<T> + Send + 'static,
         reply: impl FnOnce(std::result::Result<T, Errno>) + Send + 'static,
     ) {
+        self.note_request();
         let reply = move |result| {
             let _timed = timed;
             reply(result);
@@ -111,7 +114,12 @@ impl Kernel {
 
     /// For what tells something of the volume: an operation may have taken so long that it was locked meanwhile.
     fn unless_closed<T>(fs: &Fs, result: Result<T>) -> Result<T> {
-        if result.is_ok() && !fs.is_open() { Err(Error::Locked(fs.reason())) } else { result }
+        if result.is_ok() && !fs.is_open() { Err(fs.locked()) } else { result }
+    }
+
+    /// Somebody uses the volume.
+    fn note_request(&self) {
+        self.fs.counters.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// For a reply that is given where this kernel's own tree is not at hand.
@@ -124,13 +132,20 @@ impl Kernel {
     }
 
     /// Takes setuid and setgid away where the kernel does not expect the mode to change.
-    fn drop_privileges(&self, ino: u64, keeps: impl FnOnce(u32) -> Keeps) -> Result<()> {
-        if self.fs.drop_privileges(ino, keeps)?
-            && let Some(forgetter) = self.forgetter.get()
-        {
-            forgetter.forget_attributes(ino);
+    fn dropping(
+        &self,
+        ino: u64,
+        keeps: impl Fn(u32) -> Keeps + Send + 'static,
+    ) -> impl Fn(&Fs) -> Result<()> + Send + 'static {
+        let forgetter = Arc::clone(&self.forgetter);
+        move |fs| {
+            if fs.drop_privileges(ino, &keeps)?
+                && let Some(forgetter) = forgetter.get()
+            {
+                forgetter.forget_attributes(ino);
+            }
+            Ok(())
         }
-        Ok(())
     }
 
     fn open_flags(&self) -> FopenFlags {
@@ -138,15 +153,17 @@ impl Kernel {
         flags | if self.direct_io { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::FOPEN_KEEP_CACHE }
     }
 
-    fn reply_entry(&self, result: Result<crate::fs::Entry>, reply: ReplyEntry) {
-        give_entry(result.map_err(|error| self.number(&error)), reply);
+    /// Does what ends with an entry.
+    fn entry(&self, timed: Timed, act: impl Fn(&Fs) -> Result<crate::fs::Entry> + Send + 'static, reply: ReplyEntry) {
+        self.finish(timed, act(&self.fs), act, move |result| give_entry(result, reply));
     }
 
-    fn reply_empty(&self, result: Result<()>, reply: ReplyEmpty) {
-        match result {
+    /// Does what ends with nothing.
+    fn empty(&self, timed: Timed, act: impl Fn(&Fs) -> Result<()> + Send + 'static, reply: ReplyEmpty) {
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.number(&error)),
-        }
+            Err(number) => reply.error(number),
+        });
     }
 }
 
@@ -213,6 +230,13 @@ fn number_of(fs: &Fs, error: &Error) -> Errno {
 fn give_entry(result: std::result::Result<crate::fs::Entry, Errno>, reply: ReplyEntry) {
     match result {
         Ok(entry) => reply.entry(&TTL, &attr_of(&entry), Generation(entry.generation)),
+        Err(number) => reply.error(number),
+    }
+}
+
+fn give_written(result: std::result::Result<u32, Errno>, reply: ReplyWrite) {
+    match result {
+        Ok(written) => reply.written(written),
         Err(number) => reply.error(number),
     }
 }

@@ -123,6 +123,11 @@ impl Journal {
         self.progress.notify_all();
     }
 
+    /// How much one of the two logs holds, in bytes.
+    pub fn log_len(&self) -> u64 {
+        self.inner.lock().logs.iter().map(|log| log.capacity).min().unwrap_or(0)
+    }
+
     /// The batch to which new files belong that are created now (format.md, "New files").
     pub fn batch(&self) -> u64 {
         self.batch.load(Ordering::Acquire)

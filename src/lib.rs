@@ -16,7 +16,7 @@
 //! | 8 | [`cli`] | the commands |
 //! | – | [`manual`] | the byte layout, what is protected, what to expect, how to run it |
 //!
-//! Nothing in it is `unsafe`: system calls go through `rustix`.
+//! Nothing in it is `unsafe`, but `daemon/resident.rs`, which lets go of pages: system calls go through `rustix`.
 
 pub mod audit;
 pub mod certify;

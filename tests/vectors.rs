@@ -10,6 +10,7 @@ use kmsfs::crypto::Secret32;
 use kmsfs::crypto::derive::VolumeKeys;
 use kmsfs::crypto::names::NameCipher;
 use kmsfs::format::volume::VolumeRecord;
+use kmsfs::fs::rekey::{Plan, Stopped};
 use kmsfs::fs::volume::{InitOptions, VolumeError, init};
 use kmsfs::fs::{Error, ROOT};
 use kmsfs::kms::KmsErrorKind;
@@ -22,7 +23,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Name, chunk size, plain names.
-const VECTORS: [(&str, &str, bool); 2] = [("v1", "4K", false), ("v1-plain-names", "8K", true)];
+const VECTORS: [(&str, &str, bool); 3] = [("v1", "4K", false), ("v1-plain-names", "8K", true), (BETWEEN, "4K", false)];
+/// One with a file between two keys, and one that has had two.
+const BETWEEN: &str = "v1-rekey";
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors");
 const LONG: [u8; 200] = [b'n'; 200];
 
@@ -189,6 +192,25 @@ fn volumes_of_every_format_are_read_exactly_and_can_be_written_to() {
     }
 }
 
+#[test]
+fn a_file_between_two_keys_goes_on_to_the_second_and_depends_on_all_that_its_header_says_of_them() {
+    let vector = Vector::copy(BETWEEN);
+    let fs = mount(&vector.volume(), &vector.key()).unwrap();
+    assert!(rekey(&fs, &Plan::default(), false).unwrap().floor_raised);
+    assert_eq!(read_tree(&fs).unwrap(), vector.expected());
+    fs.shut_down().unwrap();
+    assert_eq!(python_tree(&vector.volume(), &vector.key()), vector.expected());
+    let record = vector.record();
+    assert_eq!((record.epoch, record.epoch_floor), (Epoch(3), Epoch(3)));
+    // Feature bit, watermark, made, previous epoch, end, previous DEK, and a byte behind it.
+    for at in [10, 52, 116, 1152, 1160, 1168, 1239, 1240] {
+        let vector = Vector::copy(BETWEEN);
+        vector.flip(&vector.stored(&[b"two keys"]), at);
+        assert!(!python(&vector.volume(), &vector.key()).status.success(), "byte {at}");
+        assert_eq!(outcome(&vector), Outcome::Damaged, "byte {at}");
+    }
+}
+
 type Break = Box<dyn Fn(&Vector)>;
 
 /// One fault each, and what must come of it.
@@ -339,7 +361,11 @@ fn faults() -> Vec<(&'static str, Outcome, Break)> {
             Outcome::Damaged,
             Box::new(|v| v.change_record(|r| r.kek_floor = KekGeneration(1))),
         ),
-        ("the epoch floor was raised", Outcome::Damaged, Box::new(|v| v.change_record(|r| r.epoch_floor = Epoch(1)))),
+        (
+            "the epoch floor was raised",
+            Outcome::Damaged,
+            Box::new(|v| v.change_record(|r| (r.epoch_floor, r.epoch) = (Epoch(1), Epoch(1)))),
+        ),
         (
             "another key in the key file",
             Outcome::Kms(KmsErrorKind::Refused),
@@ -472,7 +498,8 @@ fn make_the_vectors_that_are_missing() {
         std::fs::write(&key, data_encoding::BASE64.encode(Secret32::random().expose()) + "\n").unwrap();
         let options = InitOptions { chunk_size: chunk.parse().unwrap(), files_per_envelope: 3, plain_names };
         init(&path, "file:/etc/kmsfs/vector.key", &*kms(&key), options).unwrap();
-        let fs = mount(&path, &key).unwrap();
+        // In steps of two chunks.
+        let fs = mount_with(&path, &key, 128 << 10).unwrap();
         let c = options.chunk_size.bytes();
         let mut noise = vec![0; 3 * c as usize];
         kmsfs::crypto::random_bytes(&mut noise);
@@ -498,6 +525,12 @@ fn make_the_vectors_that_are_missing() {
         let handle = with_keys(&fs, || fs.open(one, false, false)).unwrap();
         fs.write(handle, PlainOffset(0), b"2", false).unwrap();
         fs.release(handle);
+        if name == BETWEEN {
+            make_file(&fs, ROOT, b"two keys", &[(c, &noise), (63 * c, &noise), (400 * c, &noise[..5])], 400 * c + 5);
+            let plan = |name: &[u8]| Plan { path: Some(vec![name.to_vec()]), ..Plan::default() };
+            rekey(&fs, &plan(b"a tag block"), false).unwrap();
+            assert!(matches!(rekey(&fs, &plan(b"two keys"), true), Err(Stopped::Asked)));
+        }
         fs.shut_down().unwrap();
         let tree = read_tree(&fs).unwrap();
         drop(fs);

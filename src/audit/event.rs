@@ -112,14 +112,14 @@ pub enum Event {
     },
     /// The volume takes nothing new, and stores what was written.
     Drain {
-        /// `revoked`, `unreachable` or `operator`.
+        /// `revoked`, `unreachable`, `operator` or `idle`.
         reason: &'static str,
         /// For how long at most, in milliseconds.
         bound_ms: u64,
     },
     /// The volume is locked and its keys are wiped.
     Lock {
-        /// `revoked`, `unreachable` or `operator`.
+        /// `revoked`, `unreachable`, `operator` or `idle`.
         reason: &'static str,
         /// How long draining and locking took, in milliseconds.
         took_ms: u64,
@@ -210,6 +210,36 @@ pub enum Event {
         left: u64,
         /// The KEKs that nothing in the volume needs any more.
         retired: Vec<String>,
+    },
+    /// Files are going to get new keys.
+    RekeyStarted {
+        /// Only a part of them: those at or below a path, or with a key of some age.
+        part: bool,
+        /// The age from which on.
+        older_than_s: Option<u64>,
+        /// The newest epoch so far.
+        epoch: u32,
+    },
+    /// That has ended.
+    RekeyEnded {
+        /// `complete`, `cancelled`, `locked`, `unmounted` or `failed`.
+        state: &'static str,
+        /// Why it failed.
+        why: Option<String>,
+        /// The epoch of the new keys.
+        epoch: u32,
+        /// Files that got one.
+        files: u64,
+        /// Bytes that were sealed again.
+        bytes: u64,
+        /// Secrets that the KMS unwrapped.
+        unwrapped: u64,
+        /// New envelopes.
+        wrapped: u64,
+        /// Files that still have an older key.
+        left: u64,
+        /// Older keys are refused from now on.
+        floor_raised: bool,
     },
     /// The mount has a rollback guard.
     RollbackGuard {
@@ -395,6 +425,8 @@ impl Event {
             Self::KekVersion { .. } => "kek-version",
             Self::RewrapStarted { .. } => "rewrap-started",
             Self::RewrapEnded { .. } => "rewrap-ended",
+            Self::RekeyStarted { .. } => "rekey-started",
+            Self::RekeyEnded { .. } => "rekey-ended",
             Self::RollbackGuard { .. } => "rollback-guard",
             Self::Rollback { .. } => "rollback",
             Self::RollbackAccepted { .. } => "rollback-accepted",
@@ -497,6 +529,18 @@ mod tests {
             },
             Event::KekVersion { kek: text() },
             Event::RewrapStarted { keks: vec![text()], to: None, recovery: None },
+            Event::RekeyStarted { part: true, older_than_s: Some(1), epoch: 1 },
+            Event::RekeyEnded {
+                state: "complete",
+                why: None,
+                epoch: 1,
+                files: 1,
+                bytes: 1,
+                unwrapped: 1,
+                wrapped: 1,
+                left: 0,
+                floor_raised: true,
+            },
             Event::RewrapEnded {
                 state: "complete",
                 why: None,

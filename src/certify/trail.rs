@@ -46,6 +46,10 @@ impl Trail {
             if let ("init" | "mount" | "kek-version", Some(kek)) = (read.event.as_str(), read.value["kek"].as_str()) {
                 trail.keks.insert(clean(kek));
             }
+            // What a rewrap has given up opens what was copied before.
+            if let ("rewrap-ended", Some(retired)) = (read.event.as_str(), read.value["retired"].as_array()) {
+                trail.keks.extend(retired.iter().filter_map(Value::as_str).map(clean));
+            }
         }
         for list in [&mut trail.imports, &mut trail.exports] {
             list.truncate(LISTED);

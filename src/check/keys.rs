@@ -2,7 +2,7 @@
 
 use crate::file::{Found, Unverified};
 use crate::store::{Kind, StoreDir};
-use crate::units::KekGeneration;
+use crate::units::{Epoch, KekGeneration};
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,10 @@ pub struct KeyCounts {
     pub files: BTreeMap<KekGeneration, u64>,
     /// Files of which a recovery KEK has wrapped the secret, too.
     pub recovery: BTreeMap<KekGeneration, u64>,
+    /// By the epoch of their DEK.
+    pub epochs: BTreeMap<Epoch, u64>,
+    /// Files that a rekey has begun with, and that are sealed by two DEKs.
+    pub between: u64,
     /// Files without a header that can be read.
     pub unreadable: u64,
 }
@@ -56,6 +60,8 @@ fn below(
                     Ok(Ok(Found::Header(found))) => {
                         let header = found.header();
                         *counts.files.entry(header.envelope.kek).or_default() += 1;
+                        *counts.epochs.entry(header.epoch).or_default() += 1;
+                        counts.between += u64::from(header.resealing.is_some());
                         if let Some(recovery) = &header.recovery {
                             *counts.recovery.entry(recovery.kek).or_default() += 1;
                         }

@@ -4,13 +4,14 @@ use super::fsck::stop_on_signals;
 use super::{Exit, Failure};
 use crate::check::{self, KeyCounts};
 use crate::daemon::guard::GuardPlace;
-use crate::format::volume::KekRole;
+use crate::format::volume::{KekRole, RekeyState, VolumeRecord};
 use crate::fs::volume::{Holding, Volume};
 use crate::journal::recovery;
 use crate::ledger::Ledger;
 use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -75,6 +76,12 @@ pub fn run(arguments: &Info) -> Result<(), Failure> {
             "record_generation": record.generation,
             "kek_floor": record.kek_floor.0,
             "epoch_floor": record.epoch_floor.0,
+            "epoch": record.epoch.0,
+            "rekey": rekey(&record),
+            "epochs": counts.as_ref().map(|counts| {
+                counts.epochs.iter().map(|(epoch, files)| (epoch.0.to_string(), *files)).collect::<BTreeMap<_, _>>()
+            }),
+            "files_between_keys": counts.as_ref().map(|counts| counts.between),
             "keks": keks,
             "unreadable_files": counts.as_ref().map(|counts| counts.unreadable),
             "counter": counter,
@@ -94,6 +101,9 @@ pub fn run(arguments: &Info) -> Result<(), Failure> {
     println!("{:<20} {}", "chunk size", record.chunk_size);
     println!("{:<20} {}", "files per envelope", record.files_per_envelope);
     println!("{:<20} {}", "names", if record.plain_names { "plain" } else { "encrypted" });
+    if let Some(what) = rekey(&record) {
+        println!("{:<20} {what}, not through: the same command goes on", "rekey");
+    }
     for kek in &record.keks {
         let files = files_of(kek.generation, kek.role).map(|files| format!(", {files} files")).unwrap_or_default();
         println!("{:<20} {}{files}", format!("key {} ({})", kek.generation.0, kek.role.name()), kek.volume_key.kek);
@@ -102,6 +112,12 @@ pub fn run(arguments: &Info) -> Result<(), Failure> {
         let known = |generation| record.kek(generation).is_some();
         for (generation, files) in counts.files.iter().filter(|(generation, _)| !known(**generation)) {
             println!("{:<20} none of the volume's, {files} files", format!("key {}", generation.0));
+        }
+        for (epoch, files) in &counts.epochs {
+            println!("{:<20} {files} files", format!("epoch {}", epoch.0));
+        }
+        if counts.between > 0 {
+            println!("{:<20} {} files have two keys: a rekey has begun with them", "between", counts.between);
         }
         if counts.unreadable > 0 {
             println!("{:<20} {} files have no header that can be read: kmsfs fsck", "damaged", counts.unreadable);
@@ -121,6 +137,15 @@ pub fn run(arguments: &Info) -> Result<(), Failure> {
         None => println!("{:<20} no", "mounted"),
     }
     Ok(())
+}
+
+/// The rekey that is not through.
+fn rekey(record: &VolumeRecord) -> Option<&'static str> {
+    match record.rekey {
+        RekeyState::None => None,
+        RekeyState::All => Some("all"),
+        RekeyState::Part => Some("part"),
+    }
 }
 
 fn count(volume: &Volume) -> Result<KeyCounts, Failure> {

@@ -6,7 +6,7 @@ use super::{Exit, Failure};
 use crate::audit::Limits;
 use crate::daemon::guard::{GuardOptions, GuardPlace};
 use crate::daemon::log::{Format, Log};
-use crate::daemon::{MountOptions, Service, Stage, serve};
+use crate::daemon::{Idle, MountOptions, Service, Stage, serve};
 use crate::fuse::flags::Flags;
 use crate::http::Address;
 use crate::lease::{KMS_RATE, OnRevoked, Policy};
@@ -62,6 +62,12 @@ pub struct Mount {
     /// If the KMS refuses the key or does not answer, wait for it, for so long at most if a duration is given
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = FOR_EVER)]
     wait: Option<humantime::Duration>,
+    /// Wipe the keys when nobody has used the mount for so long; whoever does next has it unlocked
+    #[arg(long, value_name = "DURATION", value_parser = idle)]
+    idle_lock: Option<Duration>,
+    /// Unmount when nobody has used the mount for so long, and nothing of it is open
+    #[arg(long, value_name = "DURATION", value_parser = idle)]
+    idle_unmount: Option<Duration>,
     /// How many files of 4 MiB the audit log keeps, or `all`
     #[arg(long, value_name = "N", default_value = "16", value_parser = audit_keep)]
     audit_keep: AuditKeep,
@@ -182,6 +188,10 @@ impl Mount {
         let (Some(volume), Some(mountpoint)) = (self.volume.clone(), self.mountpoint.clone()) else {
             return Err(usage("a volume and a mountpoint are needed".to_owned()).hint("kmsfs mount --help"));
         };
+        if self.attached && self.idle_unmount.is_some() {
+            let failure = usage("a service cannot unmount itself when nobody uses it".to_owned());
+            return Err(failure.hint("mount it by fstab with x-systemd.automount, or use idle-lock"));
+        }
         let guard = self.rollback_guard.clone();
         Ok(MountOptions {
             volume,
@@ -200,10 +210,19 @@ impl Mount {
             // In the background it is nobody's service, whoever started the command.
             service: Service::new(self.foreground),
             attached: self.attached,
+            idle: Idle { lock: self.idle_lock, unmount: self.idle_unmount },
             labels: self.label.iter().cloned().collect(),
             metrics: self.metrics.clone(),
             log: None,
         })
+    }
+}
+
+fn idle(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration >= Duration::from_secs(1) => Ok(duration),
+        Ok(_) => Err("it is 1s at least".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

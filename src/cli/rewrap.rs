@@ -1,9 +1,8 @@
 //! `kmsfs rewrap`: everything in a volume wrapped by another key. The mount's process does it, and this one asks how far
 //! it is; to a volume that is not mounted this one does it itself.
 
-mod offline;
-
 use super::fsck::stop_on_signals;
+use super::offline::{How, Offline};
 use super::{Exit, Failure};
 use crate::daemon::control::{self, Command, Problem, Reply};
 use crate::daemon::guard::GuardPlace;
@@ -13,7 +12,6 @@ use crate::kms::KekRef;
 use crate::lease::KMS_RATE;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use offline::{How, Offline};
 use serde_json::json;
 use std::io::IsTerminal;
 use std::num::NonZeroU64;
@@ -93,6 +91,7 @@ pub fn run(arguments: &RewrapCommand) -> Result<(), Failure> {
         None => Worker::Here(Box::new(Offline::open(
             &arguments.volume,
             &How {
+                what: "rewrap",
                 with_recovery_kek: arguments.with_recovery_kek,
                 present_kek: arguments.present_kek.as_deref(),
                 kms_rate: arguments.kms_rate,
@@ -114,7 +113,7 @@ pub fn run(arguments: &RewrapCommand) -> Result<(), Failure> {
 }
 
 /// Where the volume is mounted, `None` if it is not.
-fn mounted(volume: &Path) -> Result<Option<PathBuf>, Failure> {
+pub(super) fn mounted(volume: &Path) -> Result<Option<PathBuf>, Failure> {
     if let Ok(path) = mountpoint::absolute(volume)
         && control::ask(&path, Command::Status).is_ok()
     {
@@ -166,7 +165,7 @@ fn wait(
         |kek: &Option<String>| kek.as_deref().map(|kek| kek.parse::<KekRef>().map(|kek| kek.to_string())).transpose();
     let (kek, recovery_kek) = (reference(&arguments.kek)?, reference(&arguments.recovery_kek)?);
     let begun = worker.ask(Command::Rewrap { kek, recovery_kek, rate: arguments.rate })?.0;
-    let bar = bar();
+    let bar = bar("{bar:30} {percent}%, {per_sec}, {eta} left, {msg}");
     let mut cancelled = false;
     loop {
         if stop.load(Ordering::Relaxed) && !cancelled {
@@ -186,12 +185,13 @@ fn wait(
     }
 }
 
-fn bar() -> ProgressBar {
+/// A bar with this template, on a terminal.
+pub(super) fn bar(template: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent}%, {per_sec}, {eta} left, {msg}") {
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
     bar

@@ -144,7 +144,7 @@ fn to_json(status: &ScrubStatus, findings: &[Finding]) -> serde_json::Value {
 }
 
 /// Bytes a second: a number with or without a unit, with or without `/s`.
-fn rate(text: &str) -> Result<NonZeroU64, String> {
+pub(super) fn rate(text: &str) -> Result<NonZeroU64, String> {
     let text = text.trim().trim_end_matches("/s").trim_end();
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let factor: u64 = match text[digits.len()..].trim().to_ascii_lowercase().as_str() {

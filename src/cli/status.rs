@@ -133,6 +133,11 @@ fn one(status: &Status) -> String {
             line!("{:<13} {} files under {kek}{ago}", format!("key {}", count.generation), count.files);
         }
     }
+    if let Some(rekey) = &status.rekey {
+        let done = indicatif::HumanBytes(rekey.bytes);
+        let what = format!("{} files, {done}, {} of {} looked at", rekey.rekeyed, rekey.files, rekey.total);
+        println!("{:<13} {}: {what}, {} left", "rekey", rekey.state.name(), rekey.left);
+    }
     if let Some(error) = &status.last_error {
         line!("{:<13} {error}", "last error");
     }

@@ -2,6 +2,7 @@
 
 mod check;
 mod list;
+mod restart;
 mod suspend;
 
 use super::mount::tenant::{Loaded, keys};
@@ -25,6 +26,8 @@ pub enum TenantCommand {
     Suspend(suspend::Suspend),
     /// Take that back
     Resume(suspend::Resume),
+    /// Restart mounts one after the other, as after an upgrade; what was written is stored, what is open gets errors
+    Restart(restart::Restart),
     /// Mount what a tenant's service offers, which cannot do it itself
     #[command(hide = true)]
     Attach(Attach),
@@ -60,6 +63,7 @@ pub fn run(command: &TenantCommand) -> Result<(), Failure> {
         TenantCommand::Check(arguments) => check::run(arguments),
         TenantCommand::Suspend(arguments) => suspend::suspend(arguments),
         TenantCommand::Resume(arguments) => suspend::resume(arguments),
+        TenantCommand::Restart(arguments) => restart::run(arguments),
         TenantCommand::Attach(arguments) => {
             let options = Loaded::without_credentials(&arguments.place.directory(), &arguments.tenant)?.options;
             crate::daemon::attach::attach(&options.mountpoint, options.flags.nonempty)
@@ -91,4 +95,16 @@ impl State {
             },
         }
     }
+}
+
+/// How another process of this program ended: its error is that of this one.
+fn succeeded(output: &std::process::Output) -> Result<(), Failure> {
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said = |what: &str| text.lines().rev().find_map(|line| line.strip_prefix(what)).map(str::to_owned);
+    let code = output.status.code().and_then(|code| u8::try_from(code).ok());
+    let message = said("error: ").unwrap_or_else(|| "it ended without a word".to_owned());
+    Err(Failure { exit: code.map_or(Exit::Failure, Exit::from_code), message, hint: said("hint: ") })
 }

@@ -146,7 +146,7 @@ pub fn umount(mountpoint: &Path, how: How) -> Result<(), Failure> {
             }
         }
     }
-    if let Some((process, name)) = mountpoint::elsewhere(&mounted.device).filter(|_| how == How::Politely) {
+    if let Some((process, name)) = mountpoint::lastingly_elsewhere(&mounted.device).filter(|_| how == How::Politely) {
         let message = format!(
             "{} is unmounted here, but not in the mount namespace of process {process} ({name})",
             path.display()

@@ -12,6 +12,16 @@ pub fn chunk(volume: VolumeId, file: FileId, epoch: Epoch, index: ChunkIndex) ->
     aad
 }
 
+/// The AAD of a file's previous DEK: volume id ‖ file id ‖ its epoch ‖ the epoch of the DEK that seals it (4 bytes each).
+pub fn previous_dek(volume: VolumeId, file: FileId, previous: Epoch, epoch: Epoch) -> [u8; 40] {
+    let mut aad = [0; 40];
+    aad[..16].copy_from_slice(&volume.0);
+    aad[16..32].copy_from_slice(&file.0);
+    aad[32..36].copy_from_slice(&previous.0.to_le_bytes());
+    aad[36..].copy_from_slice(&epoch.0.to_le_bytes());
+    aad
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -21,5 +31,7 @@ mod tests {
         let aad = chunk(VolumeId([1; 16]), FileId([2; 16]), Epoch(3), ChunkIndex(4));
         let expected = [&[1; 16][..], &[2; 16], &[3, 0, 0, 0], &[4, 0, 0, 0, 0, 0, 0, 0]].concat();
         assert_eq!(&aad[..], &expected[..]);
+        let aad = previous_dek(VolumeId([1; 16]), FileId([2; 16]), Epoch(3), Epoch(4));
+        assert_eq!(&aad[..], &[&[1; 16][..], &[2; 16], &[3, 0, 0, 0], &[4, 0, 0, 0]].concat()[..]);
     }
 }

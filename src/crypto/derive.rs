@@ -9,6 +9,7 @@ const FILE_DEK: &str = "kmsfs v1 2026-11 file DEK";
 const FILE_CHUNKS: &str = "kmsfs v1 2026-11 file chunks, XAES-256-GCM";
 const FILE_HEADER_MAC: &str = "kmsfs v1 2026-11 file header MAC, BLAKE3 keyed";
 const FILE_TAGS_MAC: &str = "kmsfs v1 2026-11 file tag block MAC, BLAKE3 keyed";
+const FILE_PREVIOUS: &str = "kmsfs v1 2026-11 file previous DEK, XAES-256-GCM";
 const VOLUME_RECORD_MAC: &str = "kmsfs v1 2026-11 volume record MAC, BLAKE3 keyed";
 const VOLUME_NAMES: &str = "kmsfs v1 2026-11 volume names, AES-256-SIV";
 const VOLUME_LONG_NAMES: &str = "kmsfs v1 2026-11 volume long name hash, BLAKE3 keyed";
@@ -29,6 +30,16 @@ impl Dek {
     pub fn derive(envelope: &Secret32, volume_key: &Secret32, volume: VolumeId, file: FileId, epoch: Epoch) -> Self {
         Self(derive(FILE_DEK, &[envelope.expose(), volume_key.expose(), &volume.0, &file.0, &epoch.0.to_le_bytes()]))
     }
+
+    /// The DEK in these bytes, which were unsealed; `None` unless they are 32. They stay the caller's to wipe.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        Secret32::from_slice(bytes).map(Self)
+    }
+
+    /// The bytes, to be sealed by the DEK that comes after this one.
+    pub fn expose(&self) -> &[u8; 32] {
+        self.0.expose()
+    }
 }
 
 /// What a DEK is used for: one key for each purpose.
@@ -40,12 +51,19 @@ pub struct FileKeys {
     pub header_mac: Secret32,
     /// BLAKE3 key of the tag blocks' MACs.
     pub tags_mac: Secret32,
+    /// XAES-256-GCM key by which the file's DEK before this one is sealed while both are needed.
+    pub previous: Secret32,
 }
 
 impl From<&Dek> for FileKeys {
     fn from(dek: &Dek) -> Self {
         let key = |label| derive(label, &[dek.0.expose()]);
-        Self { chunks: key(FILE_CHUNKS), header_mac: key(FILE_HEADER_MAC), tags_mac: key(FILE_TAGS_MAC) }
+        Self {
+            chunks: key(FILE_CHUNKS),
+            header_mac: key(FILE_HEADER_MAC),
+            tags_mac: key(FILE_TAGS_MAC),
+            previous: key(FILE_PREVIOUS),
+        }
     }
 }
 
@@ -131,6 +149,7 @@ mod tests {
             &file.chunks,
             &file.header_mac,
             &file.tags_mac,
+            &file.previous,
             &volume.record_mac,
             &volume.names[0],
             &volume.names[1],
@@ -147,11 +166,12 @@ mod tests {
         assert_eq!(prints, FROZEN, "a derivation changed: existing volumes could not be read any more");
     }
 
-    const FROZEN: [&str; 15] = [
+    const FROZEN: [&str; 16] = [
         "1c719a42a48635b5",
         "3e60fc1f68e617f6",
         "31c3e606763b27cb",
         "ab028e2031500105",
+        "ee16c592534112b6",
         "cd60d300ee3cfc83",
         "92b0cfb1f2ead3be",
         "5feaf32a5b2f637f",

@@ -102,6 +102,7 @@ pub fn offer(
 pub fn attach(mountpoint: &Path, nonempty: bool) -> Result<(), Failure> {
     let mountpoint = mountpoint::absolute(mountpoint)?;
     mountpoint::check(&mountpoint, nonempty)?;
+    mountpoint::protect_if_possible(&mountpoint);
     let failed = |what: &str, error: io::Error| {
         Failure::new(Exit::Mountpoint, format!("{}: {what}: {error}", mountpoint.display()))
             .hint("the log of the service says more: journalctl -u 'kmsfs@*'")

@@ -3,7 +3,7 @@
 //! command finds it.
 
 use super::metrics::Metrics;
-use super::{LeftFile, Readiness, RewrapStatus, ScrubStatus, Status};
+use super::{LeftFile, Readiness, RekeyStatus, RewrapStatus, ScrubStatus, Status};
 use crate::check::Finding;
 use crate::failure::{Exit, Failure};
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,24 @@ pub enum Command {
     },
     /// End the rewrap that runs.
     RewrapCancel,
+    /// Begin to give files new keys.
+    Rekey {
+        /// Only what is at or below this path: the bytes of each name, from the root on.
+        path: Option<Vec<Vec<u8>>>,
+        /// Only files whose key is older than so many seconds.
+        older_than_s: Option<u64>,
+        /// Begin anew, and do not go on with one that did not come to its end.
+        anew: bool,
+        /// Bytes a second, at most.
+        rate: Option<NonZeroU64>,
+    },
+    /// How far a rekey is; answered when it ends, or after a moment.
+    RekeyProgress {
+        /// Which one.
+        number: u64,
+    },
+    /// End the rekey that runs.
+    RekeyCancel,
 }
 
 /// A request.
@@ -107,6 +125,13 @@ pub enum Reply {
     Rewrap {
         /// Its state.
         status: Box<RewrapStatus>,
+        /// The files that are left; nothing before it has ended.
+        left: Vec<LeftFile>,
+    },
+    /// How far a rekey is.
+    Rekey {
+        /// Its state.
+        status: Box<RekeyStatus>,
         /// The files that are left; nothing before it has ended.
         left: Vec<LeftFile>,
     },

@@ -10,6 +10,7 @@
 //! 8. the audit log gets its last checkpoint, and the key for those is wiped too.
 
 use super::errand::Errand;
+use super::rekey::Rekeyer;
 use super::rewrap::Rewrapper;
 use super::scrub::Scrubber;
 use super::status::reason_name;
@@ -55,6 +56,7 @@ pub struct Parts {
     pub recorder: Recorder,
     pub scrubber: Arc<Scrubber>,
     pub rewrapper: Arc<Rewrapper>,
+    pub rekeyer: Arc<Rekeyer>,
 }
 
 impl Parts {
@@ -195,6 +197,7 @@ impl lease::Volume for Gatekeeper {
         let begin = Instant::now();
         self.scrubber.lock();
         self.rewrapper.lock();
+        self.rekeyer.lock();
         let left = |bound: Duration| bound.saturating_sub(begin.elapsed()).max(SHORTEST);
         let bound_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
         self.recorder.record(Event::Drain { reason: reason_name(reason), bound_ms });

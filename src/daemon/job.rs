@@ -1,8 +1,12 @@
 //! What a mount does on a thread of its own when it is told to: how it is paced, told to stop, and waited for.
 
 use super::control::Problem;
+use crate::fs::rewrap::Stopped;
+use crate::fs::volume::VolumeError;
+use crate::fs::{Claim, Fs};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -37,6 +41,25 @@ impl State {
             Self::Failed => "failed",
         }
     }
+}
+
+/// All files, for what gives each of them something new.
+///
+/// # Errors
+/// `busy` if something does so already, `locked` if the volume is; `other` if nothing may be changed.
+pub(super) fn claim(fs: &Arc<Fs>, what: &'static str) -> Result<Claim, Problem> {
+    if fs.is_read_only() {
+        let problem = Problem::new("other", "the volume is mounted so that nothing can be changed");
+        let hint = format!("mount it without -o ro, or unmount it: {what} does it to the volume's directory");
+        return Err(problem.hint(&hint));
+    }
+    if !fs.is_open() {
+        return Err(Problem::new("locked", "the volume is locked").hint("unlock it first"));
+    }
+    fs.claim(what).map_err(|other| {
+        let hint = format!("kmsfs status shows how far it is; {other} --cancel ends it");
+        Problem::new("busy", format!("a {other} runs on this mount already")).hint(&hint)
+    })
 }
 
 /// One job, as those see it who wait for it or stop it.
@@ -98,6 +121,20 @@ impl Job {
     /// Why it was told to stop.
     pub fn told(&self) -> State {
         self.outcome.lock().told.unwrap_or(State::Cancelled)
+    }
+
+    /// What a job of all files came to, if not to its end.
+    pub fn ended_as<T>(&self, result: std::thread::Result<Result<T, Stopped>>) -> Result<T, (State, Option<Problem>)> {
+        let failed = |problem| (State::Failed, Some(problem));
+        Err(match result {
+            Ok(Ok(outcome)) => return Ok(outcome),
+            Ok(Err(Stopped::Asked)) => (self.told(), None),
+            Ok(Err(Stopped::Locked)) => (State::Locked, None),
+            Ok(Err(Stopped::Kms(error))) => failed(error.into()),
+            Ok(Err(Stopped::Volume(VolumeError::Io(error)))) => failed(Problem::new("store", error.to_string())),
+            Ok(Err(Stopped::Volume(error))) => failed(Problem::new("other", error.to_string())),
+            Err(_) => failed(Problem::new("other", "its thread panicked")),
+        })
     }
 
     /// It has ended. `last` is done before anybody sees that.

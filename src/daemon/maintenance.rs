@@ -1,9 +1,10 @@
 //! What a mount does unasked: every few seconds it commits what changed; it makes the next envelope before somebody has
 //! to wait for it, looks at the files that a crash may have left unfinished, wipes what was written too late, and has the
-//! kernel forget inodes when it knows too many. From time to time it asks whether the key has a newer version, on another
+//! kernel forget inodes when it knows too many, and gives back memory when it is idle. From time to time it asks whether the key has a newer version, on another
 //! thread: a KMS that hangs must hold up no commit.
 
 use super::gatekeeper::Parts;
+use super::resident::Resident;
 use crate::crypto::wipe_stack;
 use crate::fs::maintain::INTERVAL;
 use parking_lot::{Condvar, Mutex};
@@ -79,6 +80,7 @@ impl Maintenance {
     fn run(parts: &Arc<Parts>, shared: &(Mutex<bool>, Condvar), stopped: &AtomicBool, mut rotation: Rotation) {
         let fs = &parts.fs;
         let mut swept = !fs.wants_sweep();
+        let mut resident = Resident::new();
         loop {
             let pause = if swept { INTERVAL } else { Duration::from_secs(1) };
             let pause = rotation.every.unwrap_or(pause).clamp(Duration::from_secs(1), pause);
@@ -109,6 +111,7 @@ impl Maintenance {
             }
             parts.tidy();
             rotation.ask(parts);
+            resident.round(&parts.buffers);
             let changed = fs.told_otherwise();
             let result = if fs.is_open() { fs.commit_all() } else { Ok(()) };
             changed.into_iter().chain(parts.synced.due()).for_each(|ino| parts.forgetter.forget_attributes(ino));

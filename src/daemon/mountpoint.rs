@@ -1,6 +1,7 @@
 //! Where a volume appears: what may be there before, what is mounted there, and taking it away.
 
 use crate::failure::{Exit, Failure};
+use rustix::fs::IFlags;
 use rustix::mount::UnmountFlags;
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -66,6 +67,17 @@ pub fn elsewhere(device: &str) -> Option<(u32, String)> {
             })
         },
     )
+}
+
+/// The same, for a moment: a namespace that has just been made may be about to let go of what it does not need.
+pub fn lastingly_elsewhere(device: &str) -> Option<(u32, String)> {
+    let until = std::time::Instant::now() + LETTING_GO;
+    loop {
+        match elsewhere(device) {
+            Some(_) if std::time::Instant::now() < until => std::thread::sleep(LETTING_GO / 10),
+            found => return found,
+        }
+    }
 }
 
 fn parse(line: &[u8]) -> Option<Mounted> {
@@ -155,6 +167,27 @@ pub fn check(mountpoint: &Path, nonempty: bool) -> Result<(), Failure> {
         return Err(failure.hint("what is in it would be hidden; choose another one, or mount with -o nonempty"));
     }
     Ok(())
+}
+
+/// Makes an empty directory unchangeable (`chattr +i`), for root too: while nothing is mounted there, nobody can put files
+/// into it that were meant for the volume. Does nothing to a mount.
+///
+/// # Errors
+/// The system's: not every filesystem knows this, and not everybody may.
+pub fn protect(mountpoint: &Path) -> io::Result<()> {
+    let directory = std::fs::File::open(mountpoint)?;
+    let flags = rustix::fs::ioctl_getflags(&directory)?;
+    if flags.contains(IFlags::IMMUTABLE) {
+        return Ok(());
+    }
+    Ok(rustix::fs::ioctl_setflags(&directory, flags | IFlags::IMMUTABLE)?)
+}
+
+/// The same for who can go on without it, but for a warning.
+pub fn protect_if_possible(mountpoint: &Path) {
+    if let Err(error) = protect(mountpoint) {
+        tracing::warn!("while nothing is mounted there, {} can be written to: {error}", mountpoint.display());
+    }
 }
 
 /// Whether the process that served a mount is gone.

@@ -1,8 +1,8 @@
 //! What a mount can be told.
 
-use super::Service;
 use super::guard::GuardOptions;
 use super::log::Log;
+use super::{Idle, Service};
 use crate::audit::Limits;
 use crate::fuse::flags::Flags;
 use crate::http::Address;
@@ -44,6 +44,8 @@ pub struct MountOptions {
     pub guard: Option<GuardOptions>,
     /// What it is to be known by in its metrics, beside its own names.
     pub labels: BTreeMap<String, String>,
+    /// What it does when nobody uses it.
+    pub idle: Idle,
     /// Where what is counted is served, if this mount has a server of its own.
     pub metrics: Option<Address>,
     /// The log of this process.

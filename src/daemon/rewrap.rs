@@ -5,9 +5,8 @@ use super::control::Problem;
 use super::job::{Job, State};
 use crate::audit::{Event, clean};
 use crate::crypto::wipe_stack;
-use crate::fs::Fs;
-use crate::fs::rewrap::{Left, Outcome, Plan, Progress, Rewrap, Stopped};
-use crate::fs::volume::VolumeError;
+use crate::fs::rewrap::{Left, Outcome, Plan, Progress, Rewrap};
+use crate::fs::{Claim, Fs};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU64;
@@ -112,24 +111,13 @@ impl Rewrapper {
     /// Begins one that gives so many files a second a new header at most.
     ///
     /// # Errors
-    /// `busy` if one runs already, `locked` if the volume is; `other` if nothing may be changed, or at the end of the mount.
+    /// `busy` if one runs already, or a rekey; `locked` if the volume is; `other` if nothing may be changed, or at the end of the mount.
     pub fn start(&self, plan: Plan, rate: Option<NonZeroU64>) -> Result<RewrapStatus, Problem> {
         let mut inner = self.inner.lock();
         if inner.closed {
             return Err(Problem::new("other", "the volume is being unmounted"));
         }
-        if let Some(run) = inner.last.as_ref().filter(|run| run.job.is_running()) {
-            let message = format!("rewrap {} runs on this mount already", run.number);
-            let hint = "kmsfs status shows how far it is; rewrap --cancel ends it";
-            return Err(Problem::new("busy", message).hint(hint));
-        }
-        if self.fs.is_read_only() {
-            let problem = Problem::new("other", "the volume is mounted so that nothing can be changed");
-            return Err(problem.hint("mount it without -o ro, or unmount it: rewrap does it to the volume's directory"));
-        }
-        if !self.fs.is_open() {
-            return Err(Problem::new("locked", "the volume is locked").hint("unlock it first"));
-        }
+        let claim = super::job::claim(&self.fs, "rewrap")?;
         if let Some(before) = inner.thread.take() {
             // It has said that it ended.
             let _ = before.join();
@@ -146,7 +134,7 @@ impl Rewrapper {
             job: Job::new(),
         });
         let (fs, this) = (Arc::clone(&self.fs), Arc::clone(&run));
-        let thread = std::thread::Builder::new().name("kmsfs-rewrap".into()).spawn(move || this.run(&fs));
+        let thread = std::thread::Builder::new().name("kmsfs-rewrap".into()).spawn(move || this.run(&fs, claim));
         inner.thread = Some(thread.map_err(|error| Problem::new("other", format!("no thread for it: {error}")))?);
         inner.last = Some(Arc::clone(&run));
         Ok(run.status(&self.fs))
@@ -203,7 +191,7 @@ impl Rewrapper {
 }
 
 impl Run {
-    fn run(&self, fs: &Fs) {
+    fn run(&self, fs: &Fs, claim: Claim) {
         let keks = || fs.volume().record().keks.iter().map(|kek| clean(&kek.volume_key.kek.0)).collect::<Vec<_>>();
         let to = self.plan.kek.as_deref().map(clean);
         tracing::info!("rewrap {} begins", self.number);
@@ -228,20 +216,15 @@ impl Run {
             rewrap.run(&self.plan)
         }));
         wipe_stack();
-        let (state, problem) = match result {
-            Ok(Ok(outcome)) => {
+        let (state, problem) = match self.job.ended_as(result) {
+            Ok(outcome) => {
                 *self.outcome.lock() = outcome;
                 (State::Complete, None)
             }
-            Ok(Err(Stopped::Asked)) => (self.job.told(), None),
-            Ok(Err(Stopped::Locked)) => (State::Locked, None),
-            Ok(Err(Stopped::Kms(error))) => (State::Failed, Some(error.into())),
-            Ok(Err(Stopped::Volume(VolumeError::Io(error)))) => {
-                (State::Failed, Some(Problem::new("store", error.to_string())))
-            }
-            Ok(Err(Stopped::Volume(error))) => (State::Failed, Some(Problem::new("other", error.to_string()))),
-            Err(_) => (State::Failed, Some(Problem::new("other", "its thread panicked"))),
+            Err(ended) => ended,
         };
+        // Whoever sees that it has ended can begin another.
+        drop(claim);
         self.job.end(state, problem.clone(), || {
             *self.ended.lock() = Some(Instant::now());
             let outcome = self.outcome.lock();

@@ -8,6 +8,7 @@ use super::gatekeeper::{Gatekeeper, Parts};
 use super::guard::{Guard, Subject};
 use super::maintenance::Maintenance;
 use super::monitor::{self, Monitor};
+use super::rekey::{RekeyOrder, Rekeyer};
 use super::rewrap::Rewrapper;
 use super::scrub::Scrubber;
 use super::trail::{Trail, note_new_kek};
@@ -17,9 +18,9 @@ use crate::crypto::Secret32;
 use crate::crypto::derive::VolumeKeys;
 use crate::failure::{Exit, Failure};
 use crate::format::volume::KekRole;
-use crate::fs::Fs;
 use crate::fs::rewrap::Plan;
 use crate::fs::volume::{Holder, Volume};
+use crate::fs::{Error, Fs};
 use crate::fuse::forget::Forgetter;
 use crate::fuse::{Buffers, Kernel};
 use crate::journal::recovery;
@@ -63,6 +64,9 @@ pub fn serve(options: &MountOptions, mut reached: impl FnMut(Stage)) -> Result<(
     let mountpoint = mountpoint::absolute(&options.mountpoint)?;
     if !options.attached {
         mountpoint::check(&mountpoint, options.flags.nonempty)?;
+        if options.tenant.is_some() {
+            mountpoint::protect_if_possible(&mountpoint);
+        }
     }
     check_fuse()?;
     // Other commands say where it is, from wherever they are called.
@@ -165,6 +169,7 @@ fn run(
         .map_err(|error| Failure::new(Exit::Mountpoint, format!("the mount failed: {error}")))?;
     let scrubber = Arc::new(Scrubber::new(Arc::clone(&fs)));
     let rewrapper = Arc::new(Rewrapper::new(Arc::clone(&fs)));
+    let rekeyer = Arc::new(Rekeyer::new(Arc::clone(&fs)));
     let parts = Arc::new(Parts {
         fs: Arc::clone(&fs),
         buffers,
@@ -175,6 +180,7 @@ fn run(
         recorder: trail.recorder(),
         scrubber: Arc::clone(&scrubber),
         rewrapper: Arc::clone(&rewrapper),
+        rekeyer: Arc::clone(&rekeyer),
     });
     let failed = |what: &str, error: &std::io::Error| Failure::new(Exit::Failure, format!("{what}: {error}"));
     let (end, ended) = mpsc::channel();
@@ -198,20 +204,22 @@ fn run(
     .map_err(|error| failed("no thread to ask the KMS", &error))?;
     let keeper = Arc::new(keeper);
     follow_new_keks(&fs, &keeper, trail.recorder(), guard.clone());
+    wake_for_users(&fs, &keeper);
     let socket = Socket::bind(mountpoint).map_err(|error| failed("the control socket cannot be made", &error));
     let maintenance = Maintenance::start(parts, options.check_rotation);
     let started = socket.and_then(|socket| {
         let (fs, keeper) = (Arc::clone(&fs), Arc::clone(&keeper));
-        let (scrubber, rewrapper) = (Arc::clone(&scrubber), Arc::clone(&rewrapper));
+        let (scrubber, rewrapper, rekeyer) = (Arc::clone(&scrubber), Arc::clone(&rewrapper), Arc::clone(&rekeyer));
         let (policy, place, stopper) = (options.policy, mountpoint.to_owned(), Arc::clone(&gatekeeper));
         let (service, attached) = (options.service, options.attached);
         let (read_only, guard, tenant) = (options.flags.read_only, guard.clone(), options.tenant.clone());
         let status = {
             let (keeper, tenant, labels, place) =
                 (Arc::clone(&keeper), tenant.clone(), options.labels.clone(), place.clone());
-            let (fs, scrubber, rewrapper) = (Arc::clone(&fs), Arc::clone(&scrubber), Arc::clone(&rewrapper));
+            let (fs, scrubber) = (Arc::clone(&fs), Arc::clone(&scrubber));
+            let (rewrapper, rekeyer) = (Arc::clone(&rewrapper), Arc::clone(&rekeyer));
             move || {
-                let jobs = (scrubber.status(), rewrapper.status());
+                let jobs = (scrubber.status(), rewrapper.status(), rekeyer.status());
                 let status = Status::of(&fs, &keeper, &policy, &place, read_only, jobs, guard.as_deref());
                 Status { tenant: tenant.clone(), labels: labels.clone(), ..status }
             }
@@ -223,20 +231,18 @@ fn run(
                 if let Command::Stop = command {
                     service.stopping();
                     // What another process mounted, only such a one takes away: whoever asks does it.
-                    let stopped = if attached {
+                    if attached {
                         stopper.last_drain();
-                        Ok(())
-                    } else {
-                        stopper.stop()
-                    };
-                    return stopped.map_or_else(|error| Reply::Failed(error.into()), |()| Reply::Done);
+                        return Reply::Done;
+                    }
+                    return stopper.stop().map_or_else(|error| Reply::Failed(error.into()), |()| Reply::Done);
                 }
                 if let (Command::Unlock, Some(tenant)) = (&command, &tenant)
                     && let Err(failure) = Suspension::forbids(tenant)
                 {
                     return Reply::Failed(failure.into());
                 }
-                answer(command, &keeper, &scrubber, &rewrapper, &monitor)
+                answer(command, &keeper, &scrubber, &rewrapper, &rekeyer, &monitor)
             })
             .map_err(|error| failed("the control socket cannot be served", &error))?;
         end_on_signals(mountpoint.to_owned(), options, Arc::clone(&gatekeeper), end)
@@ -255,6 +261,9 @@ fn run(
             if let Err(error) = options.service.watch(mountpoint.to_owned()) {
                 tracing::warn!("no thread to tell the watchdog: {error}");
             }
+            if let Err(error) = options.idle.watch(&fs, &keeper, mountpoint.to_owned()) {
+                tracing::warn!("no thread to see whether the mount is used: {error}");
+            }
             crate::crypto::wipe_stack();
             let session_ended = ended.recv().is_ok_and(|end| end == End::Session);
             options.service.stopping();
@@ -262,6 +271,7 @@ fn run(
             let ended = if session_ended { served.join() } else { Ok(Ok(())) };
             scrubber.close();
             rewrapper.close();
+            rekeyer.close();
             maintenance.stop();
             finish(&fs, &keeper, &trail, guard.as_deref());
             drop(trail);
@@ -273,10 +283,13 @@ fn run(
             }
         }
         Err(failure) => {
-            let _ = mountpoint::detach(mountpoint);
-            let _ = served.join();
+            // What another process mounted ends with this one.
+            if !options.attached && mountpoint::detach(mountpoint).is_ok() {
+                let _ = served.join();
+            }
             scrubber.close();
             rewrapper.close();
+            rekeyer.close();
             maintenance.stop();
             finish(&fs, &keeper, &trail, guard.as_deref());
             Err(failure)
@@ -287,8 +300,10 @@ fn run(
 /// Stores what is left and wipes the keys.
 fn finish(fs: &Fs, keeper: &Keeper, trail: &Trail, guard: Option<&Guard>) {
     fs.on_new_kek(None);
+    fs.on_wake(None);
     let locked = !fs.is_open();
-    if fs.is_open() {
+    // Before a volume locks because nobody uses it, everything is stored, and needs no key any more.
+    if fs.is_open() || (fs.reason() == LockReason::Idle && fs.waiting_files() == 0) {
         match fs.shut_down() {
             // The KMS last: what it remembers has to be there.
             Ok(()) => {
@@ -321,7 +336,14 @@ fn follow_new_keks(fs: &Arc<Fs>, keeper: &Arc<Keeper>, recorder: audit::Recorder
     })));
 }
 
-fn answer(command: Command, keeper: &Keeper, scrubber: &Scrubber, rewrapper: &Rewrapper, monitor: &Monitor) -> Reply {
+fn answer(
+    command: Command,
+    keeper: &Keeper,
+    scrubber: &Scrubber,
+    rewrapper: &Rewrapper,
+    rekeyer: &Rekeyer,
+    monitor: &Monitor,
+) -> Reply {
     match command {
         Command::Status => Reply::Status(Box::new(monitor.status())),
         Command::Metrics => Reply::Metrics(Box::new(monitor.metrics())),
@@ -368,7 +390,31 @@ fn answer(command: Command, keeper: &Keeper, scrubber: &Scrubber, rewrapper: &Re
         },
         Command::RewrapCancel if rewrapper.cancel() => Reply::Done,
         Command::RewrapCancel => Reply::Failed(Problem::new("other", "no rewrap runs on this mount")),
+        Command::Rekey { path, older_than_s, anew, rate } => {
+            match rekeyer.start(RekeyOrder { path, older_than_s, anew, rate }) {
+                Ok(status) => Reply::Rekey { status: Box::new(status), left: Vec::new() },
+                Err(problem) => Reply::Failed(problem),
+            }
+        }
+        Command::RekeyProgress { number } => match rekeyer.progress(number) {
+            Ok((status, left)) => Reply::Rekey { status: Box::new(status), left },
+            Err(problem) => Reply::Failed(problem),
+        },
+        Command::RekeyCancel if rekeyer.cancel() => Reply::Done,
+        Command::RekeyCancel => Reply::Failed(Problem::new("other", "no rekey runs on this mount")),
     }
+}
+
+/// Whoever uses a volume that locked because nobody did has it unlocked.
+fn wake_for_users(fs: &Arc<Fs>, keeper: &Arc<Keeper>) {
+    let (volume, keeper) = (Arc::downgrade(fs), Arc::downgrade(keeper));
+    fs.on_wake(Some(Arc::new(move || {
+        let (Some(fs), Some(keeper)) = (volume.upgrade(), keeper.upgrade()) else { return Err(Error::Draining) };
+        keeper.wake().map_err(|error| match error {
+            UnlockError::Kms(error) => error.into(),
+            UnlockError::Volume(_) | UnlockError::Overtaken => Error::Locked(fs.reason()),
+        })
+    })));
 }
 
 /// What the keeper's events are told to: the log of the process, and the audit log where nobody else does.

@@ -1,7 +1,7 @@
 //! What a mount says of itself.
 
 use super::guard::{Guard, GuardStatus};
-use super::{RewrapStatus, ScrubStatus};
+use super::{RekeyStatus, RewrapStatus, ScrubStatus};
 use crate::audit::Recent;
 use crate::format::volume::KekRole;
 use crate::fs::Fs;
@@ -20,7 +20,7 @@ const LATENCIES: usize = 60;
 pub struct Status {
     /// `unlocked`, `read-only` or `prevent-new` (revoked, where that does not lock), `draining` or `locked`.
     pub state: String,
-    /// `revoked`, `unreachable` or `operator`, unless unlocked.
+    /// `revoked`, `unreachable`, `operator` or `idle`, unless unlocked.
     pub reason: Option<String>,
     /// For how long it has been so, in seconds.
     pub since_s: f64,
@@ -78,6 +78,8 @@ pub struct Status {
     pub scrub: Option<ScrubStatus>,
     /// The last rewrap of this mount, or the one that runs; `null` if there was none.
     pub rewrap: Option<RewrapStatus>,
+    /// The last rekey of this mount, or the one that runs; `null` if there was none.
+    pub rekey: Option<RekeyStatus>,
     /// It was opened with its recovery KEK.
     pub with_recovery_kek: bool,
     /// What the guard against rollback knows; `null` if the mount has none.
@@ -99,7 +101,7 @@ impl Status {
         policy: &Policy,
         mountpoint: &std::path::Path,
         read_only: bool,
-        (scrub, rewrap): (Option<ScrubStatus>, Option<RewrapStatus>),
+        (scrub, rewrap, rekey): (Option<ScrubStatus>, Option<RewrapStatus>, Option<RekeyStatus>),
         guard: Option<&Guard>,
     ) -> Self {
         let lease = keeper.status();
@@ -144,6 +146,7 @@ impl Status {
             events: fs.leases().recorder().recent(),
             scrub,
             rewrap,
+            rekey,
             with_recovery_kek: fs.volume().role() == KekRole::Recovery,
             rollback_guard: guard.map(Guard::status),
             audit: fs.leases().recorder().status(),
@@ -157,5 +160,6 @@ pub(super) fn reason_name(reason: LockReason) -> &'static str {
         LockReason::Revoked => "revoked",
         LockReason::Unreachable => "unreachable",
         LockReason::Operator => "operator",
+        LockReason::Idle => "idle",
     }
 }

@@ -123,6 +123,7 @@ fn settings(options: &MountOptions) -> Settings {
         ("kms_rate", options.kms_rate.to_string()),
         ("check_rotation", options.check_rotation.map_or_else(|| "never".to_owned(), duration)),
         ("options", set.join(",")),
+        ("idle_lock", options.idle.lock.map(duration).unwrap_or_default()),
         ("kek", options.kek.as_deref().map(kek).unwrap_or_default()),
         ("volume_id", options.volume_id.map(|id| id.to_string()).unwrap_or_default()),
         ("audit_keep", keep),

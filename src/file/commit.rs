@@ -23,8 +23,8 @@ use std::sync::Arc;
 
 /// The parts of the header page that change with a commit, and where its tag entries begin.
 const FIELDS: std::ops::Range<usize> = 0..128;
-/// The wrapped secrets, which change with a rewrap only.
-const WRAPS: std::ops::Range<usize> = 128..1152;
+/// The wrapped secrets, and the DEK before, which change with a rewrap or a rekey only.
+const WRAPS: std::ops::Range<usize> = 128..1504;
 pub(super) const MAC: std::ops::Range<usize> = 1504..1536;
 const ENTRIES_AT: usize = 1536;
 
@@ -47,8 +47,9 @@ impl File {
     /// # Errors
     /// The store's.
     pub fn settle(&self) -> Result<(), Error> {
+        let mut state = self.state.write();
         let keys = self.keys()?;
-        self.settle_locked(&mut self.state.write(), &keys, self.context.journal.batch()).map(drop)
+        self.settle_locked(&mut state, &keys, self.context.journal.batch()).map(drop)
     }
 
     /// The same, with this modification time from now on. Says whether the stored file has it already.
@@ -56,8 +57,8 @@ impl File {
     /// # Errors
     /// The store's.
     pub fn settle_at(&self, mtime: Timestamp) -> Result<bool, Error> {
-        let keys = self.keys()?;
         let mut state = self.state.write();
+        let keys = self.keys()?;
         state.mtime = Some(mtime);
         self.settle_locked(&mut state, &keys, self.context.journal.batch())
     }

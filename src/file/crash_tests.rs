@@ -43,6 +43,8 @@ enum Op {
     Commit,
     Batch,
     Reopen,
+    /// The next step to another key, of so many bytes.
+    Rekey(u64),
 }
 
 fn draw_op(draws: &mut Draws, places: &[u64]) -> Op {
@@ -50,7 +52,7 @@ fn draw_op(draws: &mut Draws, places: &[u64]) -> Op {
         let at = places[draws.below(places.len() as u64) as usize];
         [at, at + draws.below(9000), at.saturating_sub(draws.below(5000))][draws.below(3) as usize]
     };
-    match draws.below(20) {
+    match draws.below(24) {
         0..=7 => {
             let len = [1 + draws.below(200), 4096, 1 + draws.below(14_000)][draws.below(3) as usize];
             Op::Write(place(draws), len as usize, draws.below(255) as u8 + 1)
@@ -64,13 +66,34 @@ fn draw_op(draws: &mut Draws, places: &[u64]) -> Op {
         15 => Op::Settle,
         16 => Op::Commit,
         17 => Op::Batch,
+        18..=21 => Op::Rekey(1 + draws.below(6 * 4096)),
         _ => Op::Reopen,
     }
 }
 
-fn keys() -> Arc<Keys> {
+/// A key of this epoch, of an envelope that it shares with none before.
+fn dek(epoch: Epoch) -> Dek {
     let secret = |byte| Secret32::take(&mut [byte; 32]);
-    Arc::new(Keys::from(&Dek::derive(&secret(1), &secret(2), VOLUME, FILE, Epoch(0))))
+    Dek::derive(&secret(1 + epoch.0 as u8), &secret(2), VOLUME, FILE, epoch)
+}
+
+fn envelope(epoch: Epoch) -> Envelope {
+    let blob = vec![1 + epoch.0 as u8; 72];
+    Envelope { kek: KekGeneration(0), algorithm: WrapAlgorithm::LocalAes256Gcm, blob }
+}
+
+fn keys(header: &Header) -> Arc<Keys> {
+    assert_eq!(header.envelope, envelope(header.epoch));
+    Arc::new(Keys::of(dek(header.epoch), VOLUME, header))
+}
+
+fn rekey(file: &File, most: u64) -> Result<bool, Error> {
+    if !file.is_resealing() {
+        let epoch = Epoch(file.header().epoch.0 + 1);
+        let new = NewKey { dek: dek(epoch), epoch, envelope: envelope(epoch), recovery: None, made: 7 };
+        file.begin_rekey(new)?;
+    }
+    Ok(file.rekey_step(most)?.done)
 }
 
 fn header() -> Header {
@@ -78,12 +101,14 @@ fn header() -> Header {
         chunk_size: ChunkSize::DEFAULT,
         file: FILE,
         epoch: Epoch(0),
-        envelope: Envelope { kek: KekGeneration(0), algorithm: WrapAlgorithm::LocalAes256Gcm, blob: vec![1; 72] },
+        envelope: envelope(Epoch(0)),
         recovery: None,
         len: PlainOffset(0),
         generation: 0,
         batch: 0,
         root: NO_BLOCK,
+        made: 0,
+        resealing: None,
     }
 }
 
@@ -123,7 +148,7 @@ impl Mount {
     fn create(&self) -> Result<File, Error> {
         let store = self.tree.create_file(b"file", 0o600)?;
         let target = Self::target(&*store)?;
-        File::create(Arc::clone(&self.context), store, target, header(), keys())
+        File::create(Arc::clone(&self.context), store, target, header(), keys(&header()))
     }
 
     /// The file, or `None` if there is none or one of which nothing was ever promised, as the tree decides it.
@@ -134,7 +159,8 @@ impl Mount {
         };
         let Found::Header(found) = Unverified::read(&*store)? else { return Ok(None) };
         let batch = found.header().batch;
-        match File::open(Arc::clone(&self.context), Arc::clone(&store), Self::target(&*store)?, *found, keys()) {
+        let (target, keys) = (Self::target(&*store)?, keys(found.header()));
+        match File::open(Arc::clone(&self.context), Arc::clone(&store), target, *found, keys) {
             Err(Error::Damaged(_)) if self.context.journal.crashed().contains(batch) => Ok(None),
             other => other.map(Some),
         }
@@ -215,6 +241,8 @@ impl Model {
 struct Tally {
     cuts: u64,
     recoveries_cut: u64,
+    /// Files that were found between two keys.
+    went_on: u64,
 }
 
 /// Recovers and compares. Now and then recovery is cut after each of its own changes, too, and what was found is
@@ -242,6 +270,15 @@ fn check(found: MemStore, model: &Model, power: bool, seed: u64, depth: u32, tal
         check(snapshot.killed(), model, power, seed + 2, depth + 1, tally);
     }
     let (Some(file), Some(content)) = (file, content) else { return };
+    if seed.is_multiple_of(4) && file.is_resealing() {
+        // Whoever goes on with it comes to the end.
+        tally.went_on += 1;
+        while !rekey(&file, 3 * 4096).unwrap_or_else(|error| panic!("{}", context(&error.to_string()))) {
+            file.commit().unwrap();
+        }
+        file.commit().unwrap();
+        assert!(contents(&file).unwrap() == content, "{}", context("another content with another key"));
+    }
     if seed.is_multiple_of(3) {
         let mut after = Model { versions: vec![content], ..Model::default() };
         after.versions[0].extend_from_slice(b"more");
@@ -291,6 +328,7 @@ fn act(mount: &Mount, file: &mut File, model: &mut Model, op: &Op) -> Result<(),
             *file = mount.reopen()?.expect("nothing happened to it");
             Ok(())
         }
+        Op::Rekey(most) => rekey(file, most).map(drop),
     }
 }
 
@@ -325,7 +363,9 @@ fn crash(seed: u64, places: &[u64], ops: usize, cuts: u64, tally: &mut Tally) {
         let op = draw_op(&mut draws, places);
         let fresh = file.state.read().mode == Mode::Fresh;
         let committed = matches!(op, Op::Sync(_) | Op::Commit | Op::Batch)
-            || (matches!(op, Op::Reopen) && !fresh && file.waits_for_commit());
+            || (matches!(op, Op::Reopen) && !fresh && file.waits_for_commit())
+            // It has to be durable before it gets another key.
+            || (matches!(op, Op::Rekey(_)) && fresh);
         model.tried.extend(committed.then_some(model.now()));
         if fresh && matches!(op, Op::Write(..) | Op::SetLen(_) | Op::Punch(..)) {
             model.settled = None;
@@ -352,7 +392,9 @@ fn many(seeds: std::ops::Range<u64>, places: &[u64], ops: usize, cuts: u64) {
     for seed in seeds {
         crash(seed, places, ops, cuts, &mut tally);
     }
-    println!("{} cuts, {} of them of a recovery", tally.cuts, tally.recoveries_cut);
+    let Tally { cuts, recoveries_cut, went_on } = tally;
+    println!("{cuts} cuts, {recoveries_cut} of them of a recovery, {went_on} went on to the other key");
+    assert!(went_on > 0);
 }
 
 #[test]
@@ -394,6 +436,7 @@ fn fail(seed: u64, plan: Plan) -> bool {
             op => op,
         };
         let before = model.versions[model.now()].clone();
+        let fresh = file.is_fresh();
         let failed = faults.failed();
         let result = act(&mount, &mut file, &mut model, &op);
         assert!(result.is_ok() || faults.failed() > failed || !fine, "{context}: {number} {op:?} fails for no reason");
@@ -402,7 +445,7 @@ fn fail(seed: u64, plan: Plan) -> bool {
             let not_found = Error::Damaged(Damage::Length).to_string();
             assert!(error.to_string() != not_found, "{context}: {number} {op:?}: {error}");
         }
-        let commits = matches!(op, Op::Sync(_) | Op::Commit | Op::Batch);
+        let commits = matches!(op, Op::Sync(_) | Op::Commit | Op::Batch) || (fresh && matches!(op, Op::Rekey(_)));
         // What is readable now, once the disk is well again, is what counts.
         faults.pause(true);
         let now = contents(&file).unwrap_or_else(|error| panic!("{context}: {number} {op:?}: unreadable: {error}"));

@@ -19,8 +19,8 @@ impl File {
             return Err(Error::TooLong);
         }
         self.context.journal.check()?;
-        let keys = self.keys()?;
         let mut state = self.state.write();
+        let keys = self.keys()?;
         let old = state.len();
         match len.cmp(&old) {
             std::cmp::Ordering::Equal => Ok(()),
@@ -184,8 +184,8 @@ impl File {
 
     fn punch_chunks(&self, from: u64, to: u64) -> Result<(), Error> {
         let geometry = self.context.geometry;
-        let keys = self.keys()?;
         let mut state = self.state.write();
+        let keys = self.keys()?;
         let state = &mut *state;
         let to = to.min(geometry.chunk_count(state.len()));
         let mut chunk = from;

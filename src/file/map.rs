@@ -100,7 +100,8 @@ impl File {
             if read < BLOCK_LEN {
                 return Err(Damage::TagBlock(block).into());
             }
-            TagBlock::verify(&keys.tags_mac, block, bytes, &expected).map_err(|_| Damage::TagBlock(block))?
+            TagBlock::verify(&keys.of_block(state.page.header(), block).tags_mac, block, bytes, &expected)
+                .map_err(|_| Damage::TagBlock(block))?
         };
         state.blocks.insert(block, loaded);
         Ok(())
@@ -154,7 +155,8 @@ impl File {
     pub(super) fn seal_blocks(&self, state: &mut State, keys: &Keys) -> Result<(), Error> {
         let mut queue = state.dirty.blocks.clone();
         while let Some(number) = queue.pop_last() {
-            let Some(mac) = state.blocks.get(&number).map(|block| block.mac(&keys.tags_mac, number)) else { continue };
+            let Some(block) = state.blocks.get(&number) else { continue };
+            let mac = block.mac(&keys.of_block(state.page.header(), number).tags_mac, number);
             match parent(number) {
                 Parent::Header => state.page.header_mut().root = mac,
                 Parent::Block(above, _) => {

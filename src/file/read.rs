@@ -1,13 +1,14 @@
 //! Reading: geometry, one positional read for all chunks of a request, and each chunk opened into the reply.
 
+use super::keys::Layer;
 use super::state::State;
 use super::{Damage, Error, File, Keys};
-use crate::crypto::aad;
 use crate::crypto::cipher::NonceAndTag;
 use crate::store::Seek;
 use crate::units::{ChunkIndex, PlainOffset};
 use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 use std::cell::RefCell;
+use std::sync::Arc;
 
 thread_local! {
     /// Ciphertext on its way in: kept, so that a read does not have to fault in fresh pages.
@@ -23,14 +24,14 @@ impl File {
     /// # Errors
     /// [`Error::Damaged`] if anything of the range does not authenticate; then `out` is as it was.
     pub fn read(&self, offset: PlainOffset, len: usize, out: &mut Vec<u8>) -> Result<(), Error> {
-        let keys = self.keys()?;
         let state = self.state.read();
+        let keys = self.keys()?;
         let end = offset.0.saturating_add(len as u64).min(state.len().0);
         if offset.0 >= end {
             return Ok(());
         }
         let (first, last) = self.chunks(offset, PlainOffset(end));
-        let state = self.loaded(state, &keys, first, last)?;
+        let (state, keys) = self.loaded((state, keys), first, last)?;
         // It may have become shorter while the lock was exchanged.
         let end = end.min(state.len().0);
         if offset.0 >= end {
@@ -49,26 +50,27 @@ impl File {
         (self.context.geometry.chunk_of(start), self.context.geometry.chunk_of(PlainOffset(end.0 - 1)))
     }
 
-    /// A state in which the tag blocks of these chunks are in memory.
+    /// A state in which the tag blocks of these chunks are in memory, and the keys that it goes with.
     fn loaded<'a>(
         &'a self,
-        state: RwLockReadGuard<'a, State>,
-        keys: &Keys,
+        (state, keys): (RwLockReadGuard<'a, State>, Arc<Keys>),
         first: ChunkIndex,
         last: ChunkIndex,
-    ) -> Result<RwLockReadGuard<'a, State>, Error> {
+    ) -> Result<(RwLockReadGuard<'a, State>, Arc<Keys>), Error> {
         if self.is_loaded(&state, first, last) {
-            return Ok(state);
+            return Ok((state, keys));
         }
         drop(state);
         let mut state = self.state.write();
+        // The file may have got others.
+        let keys = self.keys()?;
         if self.context.geometry.chunk_count(state.len()) > first.0 {
-            self.load(&mut state, keys, first, last)?;
+            self.load(&mut state, &keys, first, last)?;
         }
-        Ok(RwLockWriteGuard::downgrade(state))
+        Ok((RwLockWriteGuard::downgrade(state), keys))
     }
 
-    fn open_range(
+    pub(super) fn open_range(
         &self,
         state: &State,
         keys: &Keys,
@@ -94,14 +96,15 @@ impl File {
                         sealed[..read].get(at..at + chunk_len).ok_or(Damage::Chunk(chunk))?
                     }
                 };
+                let layer = keys.of_chunk(state.page.header(), chunk);
                 let from = start.0.max(chunk_start);
                 let to = end.0.min(chunk_start + chunk_len as u64);
                 let plain = &mut out[base + (from - start.0) as usize..base + (to - start.0) as usize];
                 if plain.len() == chunk_len {
-                    self.open_chunk(keys, chunk, &entry, bytes, plain)?;
+                    self.open_chunk(layer, chunk, &entry, bytes, plain)?;
                 } else {
                     let mut whole = zeroize::Zeroizing::new(vec![0; chunk_len]);
-                    self.open_chunk(keys, chunk, &entry, bytes, &mut whole)?;
+                    self.open_chunk(layer, chunk, &entry, bytes, &mut whole)?;
                     plain.copy_from_slice(&whole[(from - chunk_start) as usize..(to - chunk_start) as usize]);
                 }
             }
@@ -136,9 +139,9 @@ impl File {
         Ok((start.0, read))
     }
 
-    pub(super) fn open_chunk(
+    fn open_chunk(
         &self,
-        keys: &Keys,
+        layer: &Layer,
         chunk: ChunkIndex,
         entry: &NonceAndTag,
         sealed: &[u8],
@@ -147,12 +150,8 @@ impl File {
         if sealed.len() != plain.len() {
             return Err(Damage::Chunk(chunk).into());
         }
-        keys.chunks.open(entry, &self.aad(chunk), sealed, plain).map_err(|_| Damage::Chunk(chunk).into())
-    }
-
-    pub(super) fn aad(&self, chunk: ChunkIndex) -> [u8; 44] {
-        // A file's id and epoch never change while it is open.
-        aad::chunk(self.context.volume, self.target.file, self.epoch, chunk)
+        let of = (self.context.volume, self.target.file);
+        layer.open(of, chunk, entry, sealed, plain).map_err(|_| Damage::Chunk(chunk).into())
     }
 
     /// The plaintext of one whole chunk as it is now: zeros for a hole.
@@ -194,16 +193,16 @@ impl File {
     /// # Errors
     /// Those of reading tag blocks.
     pub fn seek(&self, offset: PlainOffset, what: Seek) -> Result<Option<PlainOffset>, Error> {
-        let keys = self.keys()?;
         let mut at = offset;
         loop {
             let state = self.state.read();
+            let keys = self.keys()?;
             let count = self.context.geometry.chunk_count(state.len());
             let first = self.context.geometry.chunk_of(at);
             if at.0 >= state.len().0 {
                 return Ok((what == Seek::Hole && offset.0 < state.len().0).then_some(state.len()));
             }
-            let state = self.loaded(state, &keys, first, first)?;
+            let (state, _) = self.loaded((state, keys), first, first)?;
             let same_tags = self.context.geometry.last_with_same_tags(first).0;
             let wanted = |chunk: &u64| self.entry(&state, ChunkIndex(*chunk)).is_some() == (what == Seek::Data);
             match (first.0..=same_tags.min(count - 1)).find(wanted) {

@@ -12,7 +12,7 @@ impl File {
     /// Takes other wraps of the same secret. They reach the disk with the next commit, through the journal or, in a
     /// file that was never made durable, with the whole header; then the stored file is written through `writer`.
     pub fn set_wraps(&self, envelope: Envelope, recovery: Option<Envelope>, writer: Arc<dyn StoreFile>) {
-        *self.writer.lock() = Some(writer);
+        self.write_through(writer);
         self.put_wraps(envelope, recovery, true);
     }
 

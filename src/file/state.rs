@@ -39,7 +39,7 @@ pub(super) struct Dirty {
     pub cleared_children: BTreeSet<u64>,
     /// Blocks that did not exist at the last commit: what lies in their place is unknown.
     pub new_blocks: BTreeSet<u64>,
-    /// The wrapped secrets in the header page.
+    /// The wrapped secrets, or the DEK before, in the header page.
     pub envelope: bool,
 }
 

@@ -48,9 +48,25 @@ impl Volume {
         Self { keep, tree, context: Arc::new(context) }
     }
 
-    fn keys() -> Arc<Keys> {
+    fn dek(file: FileId, epoch: Epoch) -> Dek {
         let secret = |byte| Secret32::take(&mut [byte; 32]);
-        Arc::new(Keys::from(&Dek::derive(&secret(1), &secret(2), VOLUME, FILE, Epoch(0))))
+        Dek::derive(&secret(1 + epoch.0 as u8), &secret(2), VOLUME, file, epoch)
+    }
+
+    fn keys(header: &Header) -> Arc<Keys> {
+        Arc::new(Keys::of(Self::dek(header.file, header.epoch), VOLUME, header))
+    }
+
+    /// The next step to another key; whether it was the last one.
+    fn rekey(file: &File, most: u64) -> bool {
+        let header = file.header();
+        if header.resealing.is_none() {
+            let epoch = Epoch(header.epoch.0 + 1);
+            let dek = Self::dek(header.file, epoch);
+            let envelope = Envelope { blob: vec![epoch.0 as u8; 72], ..header.envelope };
+            file.begin_rekey(NewKey { dek, epoch, envelope, recovery: None, made: 7 }).unwrap();
+        }
+        file.rekey_step(most).unwrap().done
     }
 
     fn target(store: &dyn StoreFile) -> Target {
@@ -69,16 +85,18 @@ impl Volume {
             generation: 0,
             batch: 0,
             root: NO_BLOCK,
+            made: 0,
+            resealing: None,
         };
-        let target = Self::target(&*store);
-        File::create(Arc::clone(&self.context), store, target, header, Self::keys()).unwrap()
+        let (target, keys) = (Self::target(&*store), Self::keys(&header));
+        File::create(Arc::clone(&self.context), store, target, header, keys).unwrap()
     }
 
     fn reopen(&self) -> Result<File, Error> {
         let store = self.tree.open_file(b"file", true).unwrap();
         let Found::Header(found) = Unverified::read(&*store)? else { panic!("there is no header") };
-        let target = Self::target(&*store);
-        File::open(Arc::clone(&self.context), store, target, *found, Self::keys())
+        let (target, keys) = (Self::target(&*store), Self::keys(found.header()));
+        File::open(Arc::clone(&self.context), store, target, *found, keys)
     }
 
     /// The program ends at once; whatever was handed to the kernel is still there.
@@ -104,6 +122,8 @@ enum Op {
     Reopen,
     Crash,
     Read(u64, usize),
+    /// The next step to another key, of so many bytes.
+    Rekey(u64),
 }
 
 fn op(max: u64) -> impl Strategy<Value = Op> {
@@ -121,6 +141,7 @@ fn op(max: u64) -> impl Strategy<Value = Op> {
         1 => Just(Op::Reopen),
         1 => Just(Op::Crash),
         2 => (near, len).prop_map(|(at, len)| Op::Read(at, len)),
+        3 => (1..400_000_u64).prop_map(Op::Rekey),
     ]
 }
 
@@ -150,6 +171,13 @@ fn run(log2: u8, ops: &[Op]) {
                 let end = (*end as usize).min(model.len());
                 if let Some(hole) = model.get_mut(*start as usize..end) {
                     hole.fill(0);
+                }
+            }
+            Op::Rekey(most) => {
+                let fresh = file.is_fresh();
+                Volume::rekey(&file, *most);
+                if fresh {
+                    synced = Some(model.clone());
                 }
             }
             Op::Sync => {
@@ -182,6 +210,9 @@ fn run(log2: u8, ops: &[Op]) {
             }
         }
         assert_eq!(file.len().0 as usize, model.len());
+    }
+    while file.is_resealing() && !Volume::rekey(&file, 1 << 20) {
+        file.commit().unwrap();
     }
     assert!(contents(&file) == model, "the content differs");
     file.commit().unwrap();

@@ -47,9 +47,9 @@ impl File {
         }
         let end = offset.0.checked_add(data.len() as u64).filter(|end| *end <= MAX_PLAIN_LEN).ok_or(Error::TooLong)?;
         self.context.journal.check()?;
-        let keys = self.keys()?;
         let full = {
             let mut state = self.state.write();
+            let keys = self.keys()?;
             let written = self.write_locked(&mut state, &keys, offset, PlainOffset(end), data);
             // What it left behind the end has to be cut off again, which the next commit does.
             written.inspect_err(|_| state.changed = true)?;
@@ -78,7 +78,7 @@ impl File {
             chunk = ChunkIndex(geometry.last_with_same_tags(chunk).0 + 1);
         }
         let new_len = PlainOffset(state.len().0.max(end.0));
-        let batch = keys.chunks.batch((last.0 - first.0 + 1) as usize);
+        let sealer = keys.sealer(self.context.volume, state.page.header(), first, last.0 - first.0 + 1);
         // A little that is appended goes through the journal too: a sync then costs one sync of the journal, and not one
         // of the file, with its new length, besides.
         let small = state.mode == Mode::Committed && data.len() <= SMALL;
@@ -102,7 +102,6 @@ impl File {
                     merged = whole;
                     &merged
                 };
-                let position = (index - first.0) as usize;
                 let at = geometry.stored_chunk(chunk);
                 let free = self.may_write_in_place(state, chunk);
                 if free && small && self.entry(state, chunk).is_none() {
@@ -118,11 +117,11 @@ impl File {
                     }
                     let begin = run.sealed.len();
                     run.sealed.resize(begin + plain.len(), 0);
-                    let entry = batch.seal(position, &self.aad(chunk), plain, &mut run.sealed[begin..]);
+                    let entry = sealer.seal(chunk, plain, &mut run.sealed[begin..]);
                     run.entries.push((chunk, entry));
                 } else {
                     let mut sealed = vec![0; plain.len()];
-                    let entry = batch.seal(position, &self.aad(chunk), plain, &mut sealed);
+                    let entry = sealer.seal(chunk, plain, &mut sealed);
                     self.mark_occupied(state, chunk);
                     state.put_pending(index, Arc::from(sealed));
                     self.set_entry(state, chunk, Some(&entry));
@@ -237,7 +236,8 @@ impl File {
         let mut plain = self.whole_chunk(state, keys, chunk)?;
         plain.resize(len, 0);
         let mut sealed = vec![0; len];
-        let entry = keys.chunks.batch(1).seal(0, &self.aad(chunk), &plain, &mut sealed);
+        let sealer = keys.sealer(self.context.volume, state.page.header(), chunk, 1);
+        let entry = sealer.seal(chunk, &plain, &mut sealed);
         let at = self.context.geometry.stored_chunk(chunk);
         let placed = self.may_write_in_place(state, chunk) && {
             state.unsynced = true;

@@ -5,7 +5,7 @@
 use super::tags::{ENTRIES_PER_HEADER, ENTRY_LEN, Mac, decode_entry, encode_entry};
 use super::{ChunkSize, Malformed, PAGE, Reader};
 use crate::crypto::Secret32;
-use crate::crypto::cipher::NonceAndTag;
+use crate::crypto::cipher::{NonceAndTag, VALUE_OVERHEAD};
 use crate::kms::{MAX_WRAPPED_LEN, WrapAlgorithm};
 use crate::units::{Epoch, FileId, KekGeneration, PlainOffset};
 
@@ -15,7 +15,12 @@ const WRAPS_AT: usize = 128;
 const MAC_AT: usize = 1504;
 const ENTRIES_AT: usize = 1536;
 const _: () = assert!(ENTRIES_AT + ENTRIES_PER_HEADER * ENTRY_LEN == PAGE);
-const _: () = assert!(WRAPS_AT + 2 * MAX_WRAPPED_LEN <= MAC_AT);
+const RESEALING_AT: usize = WRAPS_AT + 2 * MAX_WRAPPED_LEN;
+/// Bytes of a sealed DEK: nonce, ciphertext, tag.
+pub const SEALED_DEK_LEN: usize = 32 + VALUE_OVERHEAD;
+const _: () = assert!(RESEALING_AT + 16 + SEALED_DEK_LEN <= MAC_AT);
+/// Some chunks are still sealed by the key before.
+const FEATURE_RESEALING: u16 = 1;
 
 /// The bytes of a header page.
 pub type Page = Box<[u8; PAGE]>;
@@ -29,6 +34,26 @@ pub struct Envelope {
     pub algorithm: WrapAlgorithm,
     /// The wrapped bytes, 1 to 512.
     pub blob: Vec<u8>,
+}
+
+/// What a header says while its file goes from one DEK to the next (format.md, "Rekeying").
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resealing {
+    /// The watermark: chunks before this one are sealed by the file's DEK.
+    pub from: u64,
+    /// Chunks from this one on are too.
+    pub to: u64,
+    /// The epoch of those between.
+    pub epoch: Epoch,
+    /// Their DEK, sealed by the file's.
+    pub sealed: [u8; SEALED_DEK_LEN],
+}
+
+impl Resealing {
+    /// Whether the DEK before holds for this chunk.
+    pub fn holds(&self, chunk: u64) -> bool {
+        (self.from..self.to).contains(&chunk)
+    }
 }
 
 /// The fields of a header.
@@ -52,6 +77,10 @@ pub struct Header {
     pub batch: u64,
     /// The MAC of tag block 0.
     pub root: Mac,
+    /// When the DEK was made, in seconds since 1970; 0 if that is not known.
+    pub made: u64,
+    /// Which chunks are sealed by the DEK before, if there are any.
+    pub resealing: Option<Box<Resealing>>,
 }
 
 impl Header {
@@ -68,16 +97,16 @@ impl Header {
             VERSION => (),
             other => return Err(Malformed::Version(other)),
         }
-        match reader.u16()? {
-            0 => (),
-            bits => return Err(Malformed::Features(bits.into())),
+        let features = reader.u16()?;
+        if features & !FEATURE_RESEALING != 0 {
+            return Err(Malformed::Features((features & !FEATURE_RESEALING).into()));
         }
         let chunk_size = ChunkSize::from_log2(reader.u8()?).ok_or(Malformed::Field("chunk size"))?;
         reader.zeros(3, "reserved")?;
         let file = FileId(reader.array()?);
         let epoch = Epoch(reader.u32()?);
         let slots = [WrapSlot::parse(&mut reader)?, WrapSlot::parse(&mut reader)?];
-        reader.zeros(8, "reserved")?;
+        let from = reader.u64()?;
         let len = PlainOffset(reader.u64()?);
         if len.0 > super::geometry::MAX_PLAIN_LEN {
             return Err(Malformed::Field("length"));
@@ -85,12 +114,28 @@ impl Header {
         let generation = reader.u64()?;
         let batch = reader.u64()?;
         let root = reader.array()?;
-        reader.zeros(WRAPS_AT - 116, "reserved")?;
+        let made = reader.u64()?;
+        reader.zeros(4, "reserved")?;
         let [envelope, recovery] = slots.map(|slot| slot.read(&mut reader));
         let envelope = envelope?.ok_or(Malformed::Field("envelope"))?;
         let recovery = recovery?;
-        reader.zeros(MAC_AT - WRAPS_AT - 2 * MAX_WRAPPED_LEN, "reserved")?;
-        Ok(Self { chunk_size, file, epoch, envelope, recovery, len, generation, batch, root })
+        let previous = Epoch(reader.u32()?);
+        reader.zeros(4, "reserved")?;
+        let to = reader.u64()?;
+        let sealed = reader.array()?;
+        reader.zeros(MAC_AT - RESEALING_AT - 16 - SEALED_DEK_LEN, "reserved")?;
+        let resealing = Resealing { from, to, epoch: previous, sealed };
+        let resealing = if features & FEATURE_RESEALING == 0 {
+            if resealing != (Resealing { from: 0, to: 0, epoch: Epoch(0), sealed: [0; SEALED_DEK_LEN] }) {
+                return Err(Malformed::Field("reserved"));
+            }
+            None
+        } else if from < to && to <= super::geometry::MAX_PLAIN_LEN && previous < epoch {
+            Some(Box::new(resealing))
+        } else {
+            return Err(Malformed::Field("watermark"));
+        };
+        Ok(Self { chunk_size, file, epoch, envelope, recovery, len, generation, batch, root, made, resealing })
     }
 
     /// Verifies the MAC of the page that this header was parsed from.
@@ -112,7 +157,9 @@ impl Header {
         let mut fields = Vec::with_capacity(MAC_AT);
         fields.extend_from_slice(&MAGIC);
         fields.extend_from_slice(&VERSION.to_le_bytes());
-        fields.extend_from_slice(&0_u16.to_le_bytes());
+        let resealing = self.resealing.as_deref();
+        let features = if resealing.is_some() { FEATURE_RESEALING } else { 0 };
+        fields.extend_from_slice(&features.to_le_bytes());
         fields.push(self.chunk_size.log2());
         fields.extend_from_slice(&[0; 3]);
         fields.extend_from_slice(&self.file.0);
@@ -120,16 +167,23 @@ impl Header {
         for envelope in [Some(&self.envelope), self.recovery.as_ref()] {
             WrapSlot::of(envelope).write(&mut fields);
         }
-        fields.extend_from_slice(&[0; 8]);
+        fields.extend_from_slice(&resealing.map_or(0, |resealing| resealing.from).to_le_bytes());
         fields.extend_from_slice(&self.len.0.to_le_bytes());
         fields.extend_from_slice(&self.generation.to_le_bytes());
         fields.extend_from_slice(&self.batch.to_le_bytes());
         fields.extend_from_slice(&self.root);
+        fields.extend_from_slice(&self.made.to_le_bytes());
         fields.resize(WRAPS_AT, 0);
         for envelope in [Some(&self.envelope), self.recovery.as_ref()] {
             let blob = envelope.map_or(&[][..], |envelope| &envelope.blob);
             fields.extend_from_slice(blob);
             fields.resize(fields.len() + MAX_WRAPPED_LEN - blob.len(), 0);
+        }
+        if let Some(resealing) = resealing {
+            fields.extend_from_slice(&resealing.epoch.0.to_le_bytes());
+            fields.extend_from_slice(&[0; 4]);
+            fields.extend_from_slice(&resealing.to.to_le_bytes());
+            fields.extend_from_slice(&resealing.sealed);
         }
         fields.resize(MAC_AT, 0);
         page[..MAC_AT].copy_from_slice(&fields);
@@ -257,12 +311,19 @@ mod tests {
             generation: 8,
             batch: 9,
             root: [10; 32],
+            made: 11,
+            resealing: None,
         }
+    }
+
+    fn in_between() -> Header {
+        let resealing = Resealing { from: 12, to: 13, epoch: Epoch(1), sealed: [14; SEALED_DEK_LEN] };
+        Header { resealing: Some(Box::new(resealing)), ..header() }
     }
 
     #[test]
     fn a_header_comes_back_as_it_was_sealed() {
-        for header in [header(), Header { recovery: None, ..header() }] {
+        for header in [header(), Header { recovery: None, made: 0, ..header() }, in_between()] {
             let mut page = VerifiedPage::new(header.clone());
             let entry = NonceAndTag { nonce: [1; 24], tag: [2; 16] };
             page.set_entry(63, Some(&entry));
@@ -276,12 +337,14 @@ mod tests {
 
     #[test]
     fn every_byte_of_the_page_is_authenticated() {
-        let bytes = *VerifiedPage::new(header()).seal(&key());
-        for at in 0..PAGE {
-            let mut changed = Box::new(bytes);
-            changed[at] ^= 0x10;
-            let accepted = Header::parse(&changed).is_ok_and(|header| header.verify(&key(), changed).is_ok());
-            assert!(!accepted, "byte {at} can be changed unnoticed");
+        for header in [header(), in_between()] {
+            let bytes = *VerifiedPage::new(header).seal(&key());
+            for at in 0..PAGE {
+                let mut changed = Box::new(bytes);
+                changed[at] ^= 0x10;
+                let accepted = Header::parse(&changed).is_ok_and(|header| header.verify(&key(), changed).is_ok());
+                assert!(!accepted, "byte {at} can be changed unnoticed");
+            }
         }
     }
 
@@ -294,14 +357,21 @@ mod tests {
         page[8] = 1;
         page[10] = 4;
         assert_eq!(Header::parse(&page), Err(Malformed::Features(4)));
+        // What belongs to the bit, with and without it.
+        page[10] = 1;
+        assert_eq!(Header::parse(&page), Err(Malformed::Field("watermark")));
+        let mut page = *VerifiedPage::new(in_between()).seal(&key());
+        page[10] = 0;
+        assert_eq!(Header::parse(&page), Err(Malformed::Field("reserved")));
     }
 
     proptest! {
         #[test]
         fn no_page_makes_the_parser_panic_and_what_it_accepts_it_writes_back(
-            changes in prop::collection::vec((0..1504_usize, any::<u8>()), 0..6)
+            changes in prop::collection::vec((0..1504_usize, any::<u8>()), 0..6), between: bool
         ) {
-            let mut page = Box::new(*VerifiedPage::new(header()).seal(&key()));
+            let header = if between { in_between() } else { header() };
+            let mut page = Box::new(*VerifiedPage::new(header).seal(&key()));
             for (at, byte) in changes {
                 page[at] = byte;
             }

@@ -17,6 +17,20 @@ pub const MAX_KEKS: usize = 64;
 const MAX_KEK_ID_LEN: usize = 1024;
 
 const FEATURE_PLAIN_NAMES: u32 = 1;
+/// The newest epoch is beyond the floor, or a rekey is not through: both follow the KEKs.
+const FEATURE_EPOCHS: u32 = 2;
+
+/// What rekey has begun and has not come to its end (format.md, "Rekeying").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RekeyState {
+    /// None.
+    #[default]
+    None,
+    /// One of everything.
+    All,
+    /// One of a part of the tree.
+    Part,
+}
 
 /// What a KEK is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +79,10 @@ pub struct VolumeRecord {
     pub kek_floor: KekGeneration,
     /// Headers of an earlier epoch are refused.
     pub epoch_floor: Epoch,
+    /// The newest epoch, which new files get.
+    pub epoch: Epoch,
+    /// The rekey that is not through, to this epoch.
+    pub rekey: RekeyState,
     /// Counts the versions of this record.
     pub generation: u64,
     /// The KEKs, by ascending generation; at least one is primary.
@@ -92,8 +110,9 @@ impl VolumeRecord {
         let chunk_size = ChunkSize::from_log2(reader.u8()?).ok_or(Malformed::Field("chunk size"))?;
         reader.zeros(1, "reserved")?;
         let features = reader.u32()?;
-        if features & !FEATURE_PLAIN_NAMES != 0 {
-            return Err(Malformed::Features(features & !FEATURE_PLAIN_NAMES));
+        let unknown = features & !(FEATURE_PLAIN_NAMES | FEATURE_EPOCHS);
+        if unknown != 0 {
+            return Err(Malformed::Features(unknown));
         }
         let id = VolumeId(reader.array()?);
         let files_per_envelope = reader.u32()?;
@@ -108,6 +127,16 @@ impl VolumeRecord {
             return Err(Malformed::Field("number of KEKs"));
         }
         let keks = (0..count).map(|_| parse_kek(&mut reader)).collect::<Result<Vec<_>, _>>()?;
+        let (mut epoch, mut rekey) = (epoch_floor, RekeyState::None);
+        if features & FEATURE_EPOCHS != 0 {
+            epoch = Epoch(reader.u32()?);
+            rekey = match reader.u32()? {
+                0 if epoch > epoch_floor => RekeyState::None,
+                1 if epoch > epoch_floor => RekeyState::All,
+                2 if epoch > epoch_floor => RekeyState::Part,
+                _ => return Err(Malformed::Field("epochs")),
+            };
+        }
         if !reader.0.is_empty() {
             return Err(Malformed::Length);
         }
@@ -122,6 +151,8 @@ impl VolumeRecord {
             files_per_envelope,
             kek_floor,
             epoch_floor,
+            epoch,
+            rekey,
             generation,
             keks,
         })
@@ -133,7 +164,9 @@ impl VolumeRecord {
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&[self.chunk_size.log2(), 0]);
-        bytes.extend_from_slice(&(if self.plain_names { FEATURE_PLAIN_NAMES } else { 0 }).to_le_bytes());
+        let has_epochs = self.epoch != self.epoch_floor;
+        let features = if self.plain_names { FEATURE_PLAIN_NAMES } else { 0 };
+        bytes.extend_from_slice(&(features | if has_epochs { FEATURE_EPOCHS } else { 0 }).to_le_bytes());
         bytes.extend_from_slice(&self.id.0);
         bytes.extend_from_slice(&self.files_per_envelope.to_le_bytes());
         bytes.extend_from_slice(&self.kek_floor.0.to_le_bytes());
@@ -153,6 +186,15 @@ impl VolumeRecord {
             bytes.extend_from_slice(kek.reference.as_bytes());
             bytes.extend_from_slice(kek.volume_key.kek.0.as_bytes());
             bytes.extend_from_slice(&kek.volume_key.blob);
+        }
+        if has_epochs {
+            bytes.extend_from_slice(&self.epoch.0.to_le_bytes());
+            let rekey = match self.rekey {
+                RekeyState::None => 0_u32,
+                RekeyState::All => 1,
+                RekeyState::Part => 2,
+            };
+            bytes.extend_from_slice(&rekey.to_le_bytes());
         }
         let mac = blake3::keyed_hash(record_mac.expose(), &bytes);
         bytes.extend_from_slice(mac.as_bytes());
@@ -241,6 +283,8 @@ mod tests {
             files_per_envelope: 256,
             kek_floor: KekGeneration(1),
             epoch_floor: Epoch(2),
+            epoch: Epoch(4),
+            rekey: RekeyState::Part,
             generation: 3,
             keks: vec![kek(0, KekRole::Primary), kek(4, KekRole::Primary), kek(5, KekRole::Recovery)],
         }
@@ -250,6 +294,10 @@ mod tests {
     fn a_record_comes_back_as_it_was_encoded() {
         let bytes = record().encode(&key());
         assert_eq!(VolumeRecord::parse(&bytes), Ok(record()));
+        for (epoch, rekey) in [(2, RekeyState::None), (3, RekeyState::None), (3, RekeyState::All)] {
+            let record = VolumeRecord { epoch: Epoch(epoch), rekey, ..record() };
+            assert_eq!(VolumeRecord::parse(&record.encode(&key())), Ok(record));
+        }
         VolumeRecord::verify(&bytes, &key()).unwrap();
         assert_eq!(record().newest().generation, KekGeneration(4));
     }

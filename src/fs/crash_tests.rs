@@ -5,6 +5,7 @@ mod cloud;
 mod faults;
 mod guard;
 mod recovery_kek;
+mod rekey;
 mod rewrap;
 mod sweep;
 mod work;

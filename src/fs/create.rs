@@ -4,6 +4,7 @@
 use super::keyring::Unlocked;
 use super::naming::{make_side, parse_dir_id, remove_side};
 use super::*;
+use crate::crypto::Secret32;
 use crate::crypto::derive::Dek;
 use crate::crypto::names::{DIR_ID_ENTRY, STAGING_PREFIX, StoredName};
 use crate::crypto::random_id;
@@ -36,6 +37,11 @@ pub struct Creator {
     pub umask: u32,
 }
 
+/// Now, as a header tells when its DEK was made: in seconds since 1970.
+pub(super) fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}
+
 impl Fs {
     /// Creates a regular file and opens it.
     ///
@@ -48,20 +54,20 @@ impl Fs {
         let stored = self.stored_name(&keys, parent, name)?;
         let directory = self.nodes.directory(parent)?;
         let permissions = self.permissions(parent, creator)?;
-        let (wraps, secret) = self.envelopes.take(&self.leases, &self.volume)?;
+        let (epoch, (wraps, secret)) = self.newest_key()?;
         if make_side(&*directory, stored.side.as_ref())? {
             self.needs_names(parent);
         }
         let store = directory.create_file(&stored.entry, permissions)?;
         let made = self.own(&*directory, store.inode(), creator, permissions).and_then(|stat| {
             let file_id = FileId(random_id());
-            let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, file_id, Epoch(0));
+            let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, file_id, epoch);
             let path = [&self.nodes.path(parent)[..], b"/", &stored.entry].concat();
             let path = path.strip_prefix(b"/").unwrap_or(&path).to_vec();
             let target = Target { file: file_id, ino: stat.ino, path };
-            let header = self.new_header(file_id, wraps);
+            let header = self.new_header(file_id, epoch, wraps);
             let context = Arc::clone(&self.context);
-            let file = File::create(context, Arc::clone(&store), target, header, Arc::new(Keys::from(&dek)))?;
+            let file = File::create(context, Arc::clone(&store), target, header, Arc::new(Keys::new(dek, epoch)))?;
             file.set_mtime(stat.mtime);
             Ok((stat, Arc::new(file)))
         });
@@ -77,17 +83,26 @@ impl Fs {
         Ok((entry, handle))
     }
 
-    pub(super) fn new_header(&self, file: FileId, (envelope, recovery): envelopes::Wraps) -> Header {
+    /// The epoch of what is new, and an envelope for one file. In this order: a rekey lets nobody have an older envelope
+    /// before it raises the epoch, so nobody can get an older one with the newest epoch.
+    pub(super) fn newest_key(&self) -> Result<(Epoch, (envelopes::Wraps, Arc<Secret32>))> {
+        let epoch = self.volume.record().epoch;
+        Ok((epoch, self.envelopes.take(&self.leases, &self.volume)?))
+    }
+
+    pub(super) fn new_header(&self, file: FileId, epoch: Epoch, (envelope, recovery): envelopes::Wraps) -> Header {
         Header {
             chunk_size: self.context.geometry.chunk_size(),
             file,
-            epoch: Epoch(0),
+            epoch,
             envelope,
             recovery,
             len: PlainOffset(0),
             generation: 0,
             batch: 0,
             root: NO_BLOCK,
+            made: now(),
+            resealing: None,
         }
     }
 

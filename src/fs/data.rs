@@ -11,7 +11,7 @@ use crate::journal::Target;
 use crate::kms::Wrapped;
 use crate::ledger::Seen;
 use crate::store::{Seek, SetTime, Timestamp};
-use crate::units::{Epoch, FileId};
+use crate::units::FileId;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// What a stored file is found to be.
@@ -181,13 +181,14 @@ impl Fs {
         store: Arc<dyn StoreFile>,
         left: Option<(FileId, Damage)>,
     ) -> Result<File> {
-        let (wraps, secret) = self.envelopes.take(&self.leases, &self.volume)?;
+        let (epoch, (wraps, secret)) = self.newest_key()?;
         let file = FileId(crate::crypto::random_id());
-        let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, file, Epoch(0));
+        let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, file, epoch);
+        let new = Arc::new(Keys::new(dek, epoch));
         let target = Target { file, ino, path: self.nodes.path(ino) };
-        let header = self.new_header(file, wraps);
+        let header = self.new_header(file, epoch, wraps);
         if self.read_only {
-            return Ok(File::of_nothing(Arc::clone(&self.context), store, target, header, Arc::new(Keys::from(&dek))));
+            return Ok(File::of_nothing(Arc::clone(&self.context), store, target, header, new));
         }
         match left {
             Some((file, damage)) => {
@@ -201,7 +202,7 @@ impl Fs {
         }
         store.set_len(crate::units::StoredOffset(0))?;
         self.note_fresh(ino, &store);
-        Ok(File::create(Arc::clone(&self.context), store, target, header, Arc::new(Keys::from(&dek)))?)
+        Ok(File::create(Arc::clone(&self.context), store, target, header, new)?)
     }
 
     fn file_keys(&self, keys: &Unlocked, ino: u64, header: &Header) -> Result<Arc<Keys>> {
@@ -214,12 +215,13 @@ impl Fs {
             return Err(Error::NeedKey(Need::Unwrap(Box::new(wrapped))));
         };
         let dek = Dek::derive(&secret, &keys.volume_key, self.context.volume, header.file, header.epoch);
-        Ok(Arc::new(Keys::from(&dek)))
+        Ok(Arc::new(Keys::of(dek, self.context.volume, header)))
     }
 
     /// Gives a file its key back after the volume was locked.
     pub(super) fn restore_keys(&self, keys: &Unlocked, file: &File) -> Result<()> {
-        if !file.has_keys() {
+        // Once more if it got another one while its key was looked for.
+        while !file.has_keys() {
             let header = file.header();
             file.restore(self.file_keys(keys, file.target().ino, &header)?);
         }

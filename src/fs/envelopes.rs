@@ -6,8 +6,8 @@ use super::volume::{Target, Volume};
 use crate::crypto::Secret32;
 use crate::format::header::Envelope;
 use crate::format::volume::KekRole;
-use crate::kms::{Kms, Ring, Wrapped};
-use crate::lease::Leases;
+use crate::kms::{Kms, KmsError, Ring, Wrapped};
+use crate::lease::{LeaseError, Leases};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -75,18 +75,25 @@ impl Envelopes {
         pair.next.take_if(|made| !made.meets(target));
     }
 
+    /// From now on new files get secrets that are drawn from here on.
+    pub fn renew(&self) {
+        let mut pair = self.0.lock();
+        (pair.current, pair.next) = (None, None);
+    }
+
     /// Makes the next envelope. Asks the KMS where wrapping is not local. Returns whether there is one: there is none if
     /// the KEK was rotated and the volume's record does not know its new version, or if another KEK was taken up meanwhile.
     ///
     /// # Errors
     /// What the KMS said, or that the volume is locked.
-    pub fn refill(&self, ring: &Ring, leases: &Leases, volume: &Volume) -> Result<bool> {
+    pub fn refill(&self, ring: &Ring, leases: &Leases, volume: &Volume) -> Result<bool, LeaseError> {
         if !self.wants_refill() {
             return Ok(true);
         }
         let secret = Secret32::random();
-        let wrapped = ring.wrap(&secret, leases.volume())?;
-        let Some((envelope, recovery)) = wraps(&secret, &wrapped, ring, leases, volume)? else { return Ok(false) };
+        let wrapped = ring.wrap(&secret, leases.volume()).map_err(LeaseError::Kms)?;
+        let wraps = wraps(&secret, &wrapped, ring, leases, volume).map_err(LeaseError::Kms)?;
+        let Some((envelope, recovery)) = wraps else { return Ok(false) };
         leases.insert(&wrapped, secret)?;
         let made = Made { wrapped, envelope, recovery };
         let mut pair = self.0.lock();
@@ -107,7 +114,13 @@ impl Made {
 
 /// A secret, which the primary KEK has wrapped, as a header carries it, with its second wrap if the volume
 /// has a recovery KEK; `None` if the record does not know one of the versions.
-fn wraps(secret: &Secret32, wrapped: &Wrapped, ring: &Ring, leases: &Leases, volume: &Volume) -> Result<Option<Wraps>> {
+fn wraps(
+    secret: &Secret32,
+    wrapped: &Wrapped,
+    ring: &Ring,
+    leases: &Leases,
+    volume: &Volume,
+) -> Result<Option<Wraps>, KmsError> {
     let Some(envelope) = volume.envelope(KekRole::Primary, wrapped) else { return Ok(None) };
     let recovery = match volume.record().newest_of(KekRole::Recovery) {
         Some(recovery) => {

@@ -15,6 +15,8 @@ pub enum Need {
     Unwrap(Box<Wrapped>),
     /// A new envelope has to be made.
     Envelope,
+    /// The volume locked because nobody used it, and has to be unlocked.
+    Wake,
 }
 
 /// Why an operation on the tree failed.

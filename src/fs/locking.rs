@@ -53,7 +53,9 @@ impl Fs {
             names: Mutex::default(),
             walking: Mutex::default(),
             moved: Mutex::default(),
+            renewing: Mutex::default(),
             on_new_kek: Mutex::default(),
+            on_wake: Mutex::default(),
             half_made: AtomicBool::new(false),
             counters: Counters {
                 committed_ms: AtomicU64::new(BootTime::now().0.as_millis() as u64),
@@ -72,9 +74,16 @@ impl Fs {
     /// `patience` at most: a disk that hangs must not keep a volume open.
     pub fn begin_drain(&self, reason: LockReason, patience: Duration) {
         *self.reason.lock() = reason;
-        self.draining.store(true, Ordering::Release);
+        // Whoever uses a volume that locks because nobody does is let through until it is closed, and unlocks it then:
+        // one who waited would hold in the kernel what has to be forgotten.
+        self.draining.store(reason != LockReason::Idle, Ordering::Release);
         // Whoever passed before has left when this is granted.
         drop(self.gate.try_write_for(patience));
+    }
+
+    /// Who unlocks a volume that locked because nobody used it. May wait for the KMS.
+    pub fn on_wake(&self, wake: Option<Wake>) {
+        *self.on_wake.lock() = wake;
     }
 
     /// Lets everything through again, after a drain that no lock followed.

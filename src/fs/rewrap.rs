@@ -18,7 +18,9 @@
 
 mod files;
 
-use super::volume::{Target, VolumeError};
+use super::renewal::stopped;
+pub use super::renewal::{Left, Stopped};
+use super::volume::Target;
 use super::walk::{Seen, there};
 use super::*;
 use crate::file::{Found, Unverified};
@@ -32,8 +34,6 @@ use std::time::Duration;
 
 /// What is older after the first round was put there by nobody we know of; it gets so many rounds in all.
 const ROUNDS: usize = 3;
-/// How often it is looked whether the sweep of a mount has ended.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// What is to be done.
 #[derive(Clone, Debug, Default)]
@@ -57,51 +57,6 @@ pub struct Progress {
     pub unwrapped: AtomicU64,
     /// Secrets that were wrapped anew.
     pub wrapped: AtomicU64,
-}
-
-/// Why a rewrap did not come to its end.
-#[derive(Debug)]
-pub enum Stopped {
-    /// It was told to.
-    Asked,
-    /// The volume locked.
-    Locked,
-    /// A KMS refuses, or does not answer.
-    Kms(KmsError),
-    /// The volume, or the store below it.
-    Volume(VolumeError),
-}
-
-impl From<VolumeError> for Stopped {
-    fn from(error: VolumeError) -> Self {
-        match error {
-            VolumeError::Kms(error) => Self::Kms(error),
-            other => Self::Volume(other),
-        }
-    }
-}
-
-impl From<KmsError> for Stopped {
-    fn from(error: KmsError) -> Self {
-        Self::Kms(error)
-    }
-}
-
-impl From<io::Error> for Stopped {
-    fn from(error: io::Error) -> Self {
-        Self::Volume(error.into())
-    }
-}
-
-/// A file that keeps the older KEK from being given up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Left {
-    /// Where it is stored, below the volume's directory.
-    pub stored: Vec<u8>,
-    /// What is the matter with it.
-    pub why: String,
-    /// The KMS refuses the older KEK.
-    pub refused: bool,
 }
 
 /// What came of a rewrap.
@@ -138,14 +93,7 @@ impl Rewrap<'_> {
     /// [`Stopped`]: everything can be read, by both KEKs, and the same goes on later.
     pub fn run(&self, plan: &Plan) -> Result<Outcome, Stopped> {
         let target = self.begin(plan)?;
-        while self.fs.wants_sweep() {
-            match self.fs.sweep(self.stop) {
-                _ if self.stop.load(Ordering::Relaxed) => return Err(Stopped::Asked),
-                // The mount's own is under way.
-                Err(Error::Errno(libc::EBUSY)) => (self.wait)(PAUSE),
-                swept => swept.map_err(|error| self.stopped(error))?,
-            }
-        }
+        self.fs.sweep_first(self.stop, self.wait)?;
         // Whoever had taken an older envelope has finished when this is granted.
         drop(self.fs.namespace.write());
         self.count()?;
@@ -229,18 +177,10 @@ impl Rewrap<'_> {
     }
 
     fn round(&self, look: &mut dyn FnMut(&Seen<'_>) -> Result<(), Stopped>) -> Result<(), Stopped> {
-        let mut why = None;
-        let walked = self.fs.walk(self.stop, &mut |seen| {
+        self.fs.round(None, self.stop, &mut |seen| {
             self.progress.files.fetch_add(1, Ordering::Relaxed);
-            look(seen).map_err(|stopped| {
-                why = Some(stopped);
-                Error::Draining
-            })
-        });
-        match (walked, why) {
-            (_, Some(stopped)) => Err(stopped),
-            (walked, None) => walked.map_err(|error| self.stopped(error)),
-        }
+            look(seen)
+        })
     }
 
     /// Step 6: how many headers are older, and how many files there are of each KEK.
@@ -253,7 +193,7 @@ impl Rewrap<'_> {
             let store = match there(seen.directory.open_file(seen.entry, false)) {
                 Ok(Some(store)) => store,
                 Ok(None) => return Ok(()),
-                Err(error) => return Err(self.stopped(error)),
+                Err(error) => return Err(stopped(self.stop, error)),
             };
             match Unverified::read(&*store) {
                 Ok(Found::Header(found)) => {
@@ -268,14 +208,6 @@ impl Rewrap<'_> {
             Ok(())
         })?;
         Ok(older)
-    }
-
-    fn stopped(&self, error: Error) -> Stopped {
-        match error {
-            _ if self.stop.load(Ordering::Relaxed) => Stopped::Asked,
-            Error::Errno(number) => io::Error::from_raw_os_error(number).into(),
-            _ => Stopped::Locked,
-        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! The newest version of a volume's key: noticing it, and using it for what is new. Blocks on the KMS: not for a thread
 //! that serves the kernel.
 
+use super::renewal::Stopped;
 use super::volume::{Target, VolumeError};
 use super::*;
 use crate::crypto::Secret32;
 use crate::format::volume::KekRole;
 use crate::kms::{Kms, KmsError, KmsErrorKind};
 use crate::lease::Canary;
+use crate::lease::LeaseError;
 
 /// The key was rotated meanwhile as often as this within one attempt to wrap: something else is wrong.
 const ATTEMPTS: usize = 3;
@@ -83,26 +85,40 @@ impl Fs {
     pub(super) fn use_newest_keks(&self) -> Target {
         let (references, primary) = self.volume.references();
         self.ring.set_keys(references, &primary);
-        if let Some(ledger) = self.context.ledger.get() {
-            ledger.note_record(self.volume.record().generation);
-        }
+        self.note_record();
         let target = Target::newest(&self.volume.record());
         self.envelopes.require(target);
         target
     }
 
+    /// Tells the ledger of the volume's record, which was replaced.
+    pub(super) fn note_record(&self) {
+        if let Some(ledger) = self.context.ledger.get() {
+            ledger.note_record(self.volume.record().generation);
+        }
+    }
+
     /// Makes the next envelope.
     pub(super) fn refill(&self) -> Result<()> {
+        self.make_envelope().map_err(|stopped| match stopped {
+            Stopped::Kms(error) => error.into(),
+            Stopped::Volume(VolumeError::Io(error)) => error.into(),
+            Stopped::Volume(_) => Error::Unreachable,
+            Stopped::Asked | Stopped::Locked => Error::Draining,
+        })
+    }
+
+    /// The same, with what was in the way.
+    pub(super) fn make_envelope(&self) -> Result<(), Stopped> {
         for _ in 0..ATTEMPTS {
-            if self.envelopes.refill(&self.ring, &self.leases, &self.volume)? {
-                return Ok(());
+            match self.envelopes.refill(&self.ring, &self.leases, &self.volume) {
+                Ok(true) => return Ok(()),
+                Ok(false) => self.adopt_rotated().map(drop)?,
+                Err(LeaseError::Locked) => return Err(Stopped::Locked),
+                Err(LeaseError::Kms(error)) => return Err(error.into()),
             }
-            self.adopt_rotated().map_err(|error| match error {
-                VolumeError::Kms(error) => Error::from(error),
-                VolumeError::Io(error) => error.into(),
-                _ => Error::Unreachable,
-            })?;
         }
-        Err(Error::Unreachable)
+        let message = "the key is rotated faster than its new versions can be taken up";
+        Err(KmsError::new(KmsErrorKind::Unreachable, message).into())
     }
 }

@@ -23,7 +23,7 @@ impl Fs {
         if !self.wants_sweep() {
             return Ok(());
         }
-        self.walk_alone(&alone, stop, &mut |seen| self.sweep_file(seen))?;
+        self.walk_alone(&alone, None, stop, &mut |seen| self.sweep_file(seen))?;
         self.commit_all()?;
         Ok(self.context.journal.forgive_crashed_batches()?)
     }

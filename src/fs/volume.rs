@@ -6,7 +6,7 @@ mod keks;
 use crate::crypto::derive::VolumeKeys;
 use crate::crypto::{Secret32, names, random_id};
 use crate::file::Context;
-use crate::format::volume::{Kek, KekRole, MAX_LEN, VolumeRecord};
+use crate::format::volume::{Kek, KekRole, MAX_LEN, RekeyState, VolumeRecord};
 use crate::format::{ChunkSize, Geometry, Malformed};
 use crate::journal::Journal;
 use crate::kms::{Kms, KmsError, KmsErrorKind};
@@ -208,6 +208,8 @@ pub(super) fn fill(
         files_per_envelope: options.files_per_envelope,
         kek_floor: KekGeneration(0),
         epoch_floor: Epoch(0),
+        epoch: Epoch(0),
+        rekey: RekeyState::None,
         generation: 0,
         keks,
     };

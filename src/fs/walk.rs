@@ -41,21 +41,27 @@ struct Walk<'a> {
 }
 
 impl Fs {
-    /// Lets `look` look at every file. One with several names is seen by each of them. One walk at a time: the next one
+    /// Lets `look` look at every file, or at those below a place, and then perhaps at others. One with several names is seen by each of them. One walk at a time: the next one
     /// waits.
     ///
     /// # Errors
     /// The first of `look` or of the store that makes it impossible to say that all files were seen;
     /// [`Error::Draining`] if it was told to stop.
-    pub(super) fn walk(&self, stop: &AtomicBool, look: Look<'_>) -> Result<()> {
+    pub(super) fn walk(&self, below: Option<&Place>, stop: &AtomicBool, look: Look<'_>) -> Result<()> {
         let alone = self.walking.lock();
-        self.walk_alone(&alone, stop, look)
+        self.walk_alone(&alone, below, stop, look)
     }
 
     /// The same, by whoever has seen to it that it is alone.
-    pub(super) fn walk_alone(&self, _alone: &MutexGuard<'_, ()>, stop: &AtomicBool, look: Look<'_>) -> Result<()> {
+    pub(super) fn walk_alone(
+        &self,
+        _alone: &MutexGuard<'_, ()>,
+        below: Option<&Place>,
+        stop: &AtomicBool,
+        look: Look<'_>,
+    ) -> Result<()> {
         *self.moved.lock() = Some(Vec::new());
-        let walked = Walk { fs: self, stop, look, catching_up: false }.all();
+        let walked = Walk { fs: self, stop, look, catching_up: false }.all(below);
         let left = self.moved.lock().take();
         left.into_iter().flatten().for_each(|moved| self.let_go_of(&moved));
         walked
@@ -76,9 +82,11 @@ impl Fs {
 }
 
 impl Walk<'_> {
-    fn all(&mut self) -> Result<()> {
-        let root = self.fs.nodes.directory(ROOT)?;
-        self.directory(&*root, ROOT)?;
+    fn all(&mut self, below: Option<&Place>) -> Result<()> {
+        match below {
+            None => self.directory(&*self.fs.nodes.directory(ROOT)?, ROOT)?,
+            Some(place) => self.entry(&*self.fs.nodes.directory(place.parent)?, place.parent, &place.entry, None)?,
+        }
         while self.catch_up()? {}
         Ok(())
     }

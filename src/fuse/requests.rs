@@ -11,7 +11,7 @@ use crate::units::PlainOffset;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
     OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, TimeOrNow, WriteFlags,
+    ReplyLseek, ReplyOpen, ReplyStatfs, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 use std::ffi::OsStr;
@@ -57,14 +57,8 @@ impl fuser::Filesystem for Kernel {
         {
             return reply.entry(&Duration::ZERO, &Wash::attributes(ino), Generation(0));
         }
-        match Self::unless_closed(&self.fs, self.fs.lookup(parent.0, name.as_bytes())) {
-            Err(Error::NeedKey(need)) => {
-                let name = name.as_bytes().to_vec();
-                let act = move |fs: &Fs| fs.lookup(parent.0, &name);
-                self.finish(timed, Err(Error::NeedKey(need)), act, move |result| give_entry(result, reply));
-            }
-            other => self.reply_entry(other, reply),
-        }
+        let name = name.as_bytes().to_vec();
+        self.entry(timed, move |fs| Self::unless_closed(fs, fs.lookup(parent.0, &name)), reply);
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
@@ -76,13 +70,18 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let _timed = self.timed(Operation::Getattr);
+        let timed = self.timed(Operation::Getattr);
         if Wash::owns(ino.0) {
             return reply.attr(&Duration::ZERO, &Wash::attributes(ino.0));
         }
-        match self.fs.attributes(ino.0) {
+        let done = move |result: std::result::Result<crate::fs::Entry, Errno>| match result {
             Ok(entry) => reply.attr(&TTL, &attr_of(&entry)),
-            Err(error) => reply.error(self.number(&error)),
+            Err(number) => reply.error(number),
+        };
+        match ino {
+            // It answers in every state, and whoever looks at it uses nothing.
+            INodeNo::ROOT => done(self.fs.attributes(ino.0).map_err(|error| self.number(&error))),
+            _ => self.finish(timed, self.fs.attributes(ino.0), move |fs| fs.attributes(ino.0), done),
         }
     }
 
@@ -127,11 +126,12 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        let _timed = self.timed(Operation::Readlink);
-        match Self::unless_closed(&self.fs, self.fs.read_symlink(ino.0)) {
+        let timed = self.timed(Operation::Readlink);
+        let act = move |fs: &Fs| Self::unless_closed(fs, fs.read_symlink(ino.0));
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(target) => reply.data(&target),
-            Err(error) => reply.error(self.number(&error)),
-        }
+            Err(number) => reply.error(number),
+        });
     }
 
     fn mknod(
@@ -148,31 +148,33 @@ impl fuser::Filesystem for Kernel {
         let Some(kind) = kind_of(mode) else { return reply.error(Errno::EINVAL) };
         let creator = Self::creator(request, mode, umask);
         let name = name.as_bytes().to_vec();
-        let act = move |fs: &Fs| fs.make_node(parent.0, &name, kind, rdev.into(), creator);
-        self.finish(timed, act(&self.fs), act, move |result| give_entry(result, reply));
+        self.entry(timed, move |fs| fs.make_node(parent.0, &name, kind, rdev.into(), creator), reply);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let _timed = self.timed(Operation::Mkdir);
+        let timed = self.timed(Operation::Mkdir);
         let creator = Self::creator(request, mode, umask);
-        self.reply_entry(self.fs.make_directory(parent.0, name.as_bytes(), creator), reply);
+        let name = name.as_bytes().to_vec();
+        self.entry(timed, move |fs| fs.make_directory(parent.0, &name, creator), reply);
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _timed = self.timed(Operation::Unlink);
-        self.reply_empty(self.fs.unlink(parent.0, name.as_bytes()), reply);
+        let timed = self.timed(Operation::Unlink);
+        let name = name.as_bytes().to_vec();
+        self.empty(timed, move |fs| fs.unlink(parent.0, &name), reply);
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _timed = self.timed(Operation::Rmdir);
-        self.reply_empty(self.fs.remove_directory(parent.0, name.as_bytes()), reply);
+        let timed = self.timed(Operation::Rmdir);
+        let name = name.as_bytes().to_vec();
+        self.empty(timed, move |fs| fs.remove_directory(parent.0, &name), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let _timed = self.timed(Operation::Symlink);
+        let timed = self.timed(Operation::Symlink);
         let creator = Self::creator(request, 0o777, 0);
-        let target = target.as_os_str().as_bytes();
-        self.reply_entry(self.fs.make_symlink(parent.0, name.as_bytes(), target, creator), reply);
+        let (name, target) = (name.as_bytes().to_vec(), target.as_os_str().as_bytes().to_vec());
+        self.entry(timed, move |fs| fs.make_symlink(parent.0, &name, &target, creator), reply);
     }
 
     fn rename(
@@ -185,20 +187,21 @@ impl fuser::Filesystem for Kernel {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _timed = self.timed(Operation::Rename);
+        let timed = self.timed(Operation::Rename);
         let mode = match flags.bits() {
             0 => RenameMode::Replace,
             libc::RENAME_NOREPLACE => RenameMode::NoReplace,
             libc::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply.error(Errno::EINVAL),
         };
-        let result = self.fs.rename(parent.0, name.as_bytes(), to_parent.0, to_name.as_bytes(), mode);
-        self.reply_empty(result, reply);
+        let (name, to_name) = (name.as_bytes().to_vec(), to_name.as_bytes().to_vec());
+        self.empty(timed, move |fs| fs.rename(parent.0, &name, to_parent.0, &to_name, mode), reply);
     }
 
     fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _timed = self.timed(Operation::Link);
-        self.reply_entry(self.fs.link(ino.0, parent.0, name.as_bytes()), reply);
+        let timed = self.timed(Operation::Link);
+        let name = name.as_bytes().to_vec();
+        self.entry(timed, move |fs| fs.link(ino.0, parent.0, &name), reply);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -210,10 +213,13 @@ impl fuser::Filesystem for Kernel {
         let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
         let open_flags = self.open_flags();
         let caller = Caller::of(request);
-        if truncate && let Err(error) = self.drop_privileges(ino.0, |group| caller.keeps(group)) {
-            return reply.error(self.number(&error));
-        }
-        let act = move |fs: &Fs| fs.open(ino.0, writes, truncate);
+        let drops = self.dropping(ino.0, move |group| caller.keeps(group));
+        let act = move |fs: &Fs| {
+            if truncate {
+                drops(fs)?;
+            }
+            fs.open(ino.0, writes, truncate)
+        };
         self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(handle) => reply.opened(FileHandle(handle), open_flags),
             Err(number) => reply.error(number),
@@ -289,10 +295,23 @@ impl fuser::Filesystem for Kernel {
         }
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
             let caller = Caller::of(request);
-            if let Err(error) = self.drop_privileges(ino.0, |group| caller.keeps_unprivileged(group)) {
-                return reply.error(self.number(&error));
+            let drops = self.dropping(ino.0, move |group| caller.keeps_unprivileged(group));
+            match drops(&self.fs) {
+                Ok(()) => (),
+                Err(Error::NeedKey(need)) => {
+                    // A volume that nobody used is unlocked first.
+                    let data = zeroize::Zeroizing::new(data.to_vec());
+                    let act = move |fs: &Fs| {
+                        drops(fs)?;
+                        fs.write(handle.0, PlainOffset(offset), &data, false).map(|()| data.len() as u32)
+                    };
+                    return self
+                        .finish(timed, Err(Error::NeedKey(need)), act, move |result| give_written(result, reply));
+                }
+                Err(error) => return reply.error(self.number(&error)),
             }
         }
+        self.note_request();
         let held_back = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let offset = PlainOffset(offset);
         if held_back {
@@ -308,10 +327,7 @@ impl fuser::Filesystem for Kernel {
                 // The request's buffer is gone when this returns.
                 let data = zeroize::Zeroizing::new(data.to_vec());
                 let act = move |fs: &Fs| fs.write(handle.0, offset, &data, held_back).map(|()| data.len() as u32);
-                self.finish(timed, Err(Error::NeedKey(need)), act, move |result| match result {
-                    Ok(written) => reply.written(written),
-                    Err(number) => reply.error(number),
-                });
+                self.finish(timed, Err(Error::NeedKey(need)), act, move |result| give_written(result, reply));
             }
             Err(error) => {
                 if matches!(error, Error::Locked(_) | Error::Draining) {
@@ -330,7 +346,8 @@ impl fuser::Filesystem for Kernel {
         } else if Wash::owns(handle.0) {
             reply.ok();
         } else {
-            self.reply_empty(self.fs.flush(handle.0), reply);
+            let timed = self.timed(Operation::Flush);
+            self.empty(timed, move |fs| fs.flush(handle.0), reply);
         }
     }
 
@@ -385,27 +402,32 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let _timed = self.timed(Operation::Opendir);
-        match self.fs.open_directory(ino.0) {
+        let timed = self.timed(Operation::Opendir);
+        let act = move |fs: &Fs| fs.open_directory(ino.0);
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-            Err(error) => reply.error(self.number(&error)),
-        }
+            Err(number) => reply.error(number),
+        });
     }
 
-    fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let _timed = self.timed(Operation::Readdir);
-        let result = self.fs.list(handle.0, offset, false, |listed| {
-            !reply.add(
-                INodeNo(listed.ino),
-                listed.next,
-                convert::file_type(listed.kind),
-                OsStr::from_bytes(&listed.name),
-            )
+    fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let timed = self.timed(Operation::Readdir);
+        let reply = Arc::new(Mutex::new(Some(reply)));
+        let filled = Arc::clone(&reply);
+        let act = move |fs: &Fs| {
+            let mut reply = filled.lock();
+            let Some(reply) = reply.as_mut() else { return Ok(()) };
+            let result = fs.list(handle.0, offset, false, |listed| {
+                let name = OsStr::from_bytes(&listed.name);
+                !reply.add(INodeNo(listed.ino), listed.next, convert::file_type(listed.kind), name)
+            });
+            Self::unless_closed(fs, result)
+        };
+        self.finish(timed, act(&self.fs), act, move |result| match (reply.lock().take(), result) {
+            (Some(reply), Ok(())) => reply.ok(),
+            (Some(reply), Err(number)) => reply.error(number),
+            (None, _) => (),
         });
-        match Self::unless_closed(&self.fs, result) {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.number(&error)),
-        }
     }
 
     fn readdirplus(
@@ -448,8 +470,8 @@ impl fuser::Filesystem for Kernel {
     }
 
     fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let _timed = self.timed(Operation::Fsyncdir);
-        self.reply_empty(self.fs.sync_directory(ino.0), reply);
+        let timed = self.timed(Operation::Fsyncdir);
+        self.empty(timed, move |fs| fs.sync_directory(ino.0), reply);
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -479,48 +501,57 @@ impl fuser::Filesystem for Kernel {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let _timed = self.timed(Operation::Setxattr);
+        let timed = self.timed(Operation::Setxattr);
         let how = match flags {
             0 => SetXattr::Any,
             libc::XATTR_CREATE => SetXattr::Create,
             libc::XATTR_REPLACE => SetXattr::Replace,
             _ => return reply.error(Errno::EINVAL),
         };
-        let mut result = self.fs.set_xattr(ino.0, name.as_bytes(), value, how);
-        if result.is_ok() && name.as_bytes() == b"system.posix_acl_access" {
-            let caller = Caller::of(request);
-            result = self.fs.drop_setgid(ino.0, |group| caller.keeps_setgid(group));
-        }
-        self.reply_empty(result, reply);
+        let (name, value) = (name.as_bytes().to_vec(), zeroize::Zeroizing::new(value.to_vec()));
+        let caller = Caller::of(request);
+        let act = move |fs: &Fs| {
+            fs.set_xattr(ino.0, &name, &value, how)?;
+            if name == b"system.posix_acl_access" {
+                fs.drop_setgid(ino.0, |group| caller.keeps_setgid(group))?;
+            }
+            Ok(())
+        };
+        self.empty(timed, act, reply);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _timed = self.timed(Operation::Getxattr);
+        let timed = self.timed(Operation::Getxattr);
         if Wash::owns(ino.0) {
             return reply.error(Errno::NO_XATTR);
         }
-        match Self::unless_closed(&self.fs, self.fs.xattr(ino.0, name.as_bytes())) {
+        let name = name.as_bytes().to_vec();
+        let act = move |fs: &Fs| Self::unless_closed(fs, fs.xattr(ino.0, &name));
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(Some(value)) => reply_xattr(&value, size, reply),
             Ok(None) => reply.error(Errno::NO_XATTR),
-            Err(error) => reply.error(self.number(&error)),
-        }
+            Err(number) => reply.error(number),
+        });
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _timed = self.timed(Operation::Listxattr);
-        match Self::unless_closed(&self.fs, self.fs.xattr_names(ino.0)) {
+        let timed = self.timed(Operation::Listxattr);
+        let is_root = request.uid() == 0;
+        let act = move |fs: &Fs| Self::unless_closed(fs, fs.xattr_names(ino.0));
+        self.finish(timed, act(&self.fs), act, move |result| match result {
             Ok(names) => {
-                let shown = |name: &Vec<u8>| request.uid() == 0 || !name.starts_with(b"trusted.");
+                let shown = |name: &Vec<u8>| is_root || !name.starts_with(b"trusted.");
                 let list: Vec<u8> = names.into_iter().filter(shown).flat_map(|name| [name, vec![0]].concat()).collect();
                 reply_xattr(&list, size, reply);
             }
-            Err(error) => reply.error(self.number(&error)),
-        }
+            Err(number) => reply.error(number),
+        });
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _timed = self.timed(Operation::Removexattr);
-        self.reply_empty(self.fs.remove_xattr(ino.0, name.as_bytes()), reply);
+        let timed = self.timed(Operation::Removexattr);
+        let name = name.as_bytes().to_vec();
+        self.empty(timed, move |fs| fs.remove_xattr(ino.0, &name), reply);
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -551,14 +582,12 @@ impl fuser::Filesystem for Kernel {
         };
         // The kernel leaves this to us, and does not say so.
         let caller = Caller::of(request);
-        if let Err(error) = self.drop_privileges(ino.0, |group| caller.keeps(group)) {
-            return reply.error(self.number(&error));
-        }
-        let act = move |fs: &Fs| fs.allocate(handle.0, PlainOffset(offset), length, how);
-        self.finish(timed, act(&self.fs), act, move |result| match result {
-            Ok(()) => reply.ok(),
-            Err(number) => reply.error(number),
-        });
+        let drops = self.dropping(ino.0, move |group| caller.keeps(group));
+        let act = move |fs: &Fs| {
+            drops(fs)?;
+            fs.allocate(handle.0, PlainOffset(offset), length, how)
+        };
+        self.empty(timed, act, reply);
     }
 
     fn lseek(&self, _request: &Request, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {

@@ -157,6 +157,8 @@ enum Mail {
     Suspect,
     Lock(mpsc::Sender<()>),
     Unlock(mpsc::Sender<Result<(), UnlockError>>),
+    Idle(mpsc::Sender<()>),
+    Wake(mpsc::Sender<Result<(), UnlockError>>),
     Answer { outcome: Result<Secret32, KmsError>, took: Duration },
 }
 
@@ -227,6 +229,24 @@ impl Keeper {
     pub fn unlock(&self) -> Result<(), UnlockError> {
         let (reply, done) = mpsc::channel();
         self.shared.post(Mail::Unlock(reply));
+        done.recv().unwrap_or(Err(UnlockError::Overtaken))
+    }
+
+    /// Drains and locks because nobody uses the volume, if it is unlocked. Comes back when that is decided.
+    pub fn lock_idle(&self) {
+        let (reply, done) = mpsc::channel();
+        self.shared.post(Mail::Idle(reply));
+        let _ = done.recv();
+    }
+
+    /// Ends what [`lock_idle`](Self::lock_idle) did, if the KMS grants it, for somebody who uses the volume. Comes back when
+    /// that is decided: within a drain and the deadline of a call to the KMS.
+    ///
+    /// # Errors
+    /// Why the volume is locked. A lock for another reason stays: that is `Overtaken`.
+    pub fn wake(&self) -> Result<(), UnlockError> {
+        let (reply, done) = mpsc::channel();
+        self.shared.post(Mail::Wake(reply));
         done.recv().unwrap_or(Err(UnlockError::Overtaken))
     }
 
@@ -336,6 +356,22 @@ impl Driver {
                 self.watch.unlock(self.now());
                 self.unlocks.push(reply);
             }
+            Mail::Idle(reply) => {
+                self.watch.lock_idle();
+                self.locks.push(reply);
+            }
+            Mail::Wake(reply) => match self.watch.state() {
+                State::Draining(LockReason::Idle) | State::Locked(LockReason::Idle) => {
+                    self.watch.unlock(self.now());
+                    self.unlocks.push(reply);
+                }
+                State::Unlocked | State::Restricted(_) => {
+                    let _ = reply.send(Ok(()));
+                }
+                State::Draining(_) | State::Locked(_) => {
+                    let _ = reply.send(Err(UnlockError::Overtaken));
+                }
+            },
             Mail::Answer { outcome, took } => self.answer(outcome, took),
         }
     }

@@ -252,6 +252,13 @@ impl Leases {
         self.note_end("evicted", evicted.into_iter().map(|(_, held)| held));
     }
 
+    /// Drops a secret that nothing needs any more.
+    pub fn forget(&self, wrapped: &Wrapped) {
+        let key = self.key(wrapped);
+        let held = self.state.lock().held.pop(&key);
+        self.note_end("rekeyed", held.into_iter());
+    }
+
     /// Unwraps past the cache, the lock and the breaker, to see whether the KMS still grants it.
     ///
     /// # Errors

@@ -143,6 +143,15 @@ pub enum LockReason {
     Unreachable,
     /// Somebody said so.
     Operator,
+    /// Nobody has used it for a while. Whoever does next has it unlocked.
+    Idle,
+}
+
+impl LockReason {
+    /// Whether it is for somebody here to end it, and not for the KMS.
+    fn waits(self) -> bool {
+        matches!(self, Self::Operator | Self::Idle)
+    }
 }
 
 /// What may be done with the volume.
@@ -341,6 +350,13 @@ impl Watch {
         }
     }
 
+    /// Nobody uses it. Nothing is asked until somebody does, which is [`unlock`](Self::unlock).
+    pub fn lock_idle(&mut self) {
+        if self.state == State::Unlocked && self.refused.is_none() {
+            self.due = self.due.or(Some(Due::Lock(LockReason::Idle)));
+        }
+    }
+
     /// The operator unlocks: the next probe decides.
     pub fn unlock(&mut self, now: BootTime) {
         match self.state {
@@ -390,11 +406,11 @@ impl Watch {
     fn answered_locked(&mut self, began: BootTime, reason: LockReason, outcome: Result<(), KmsErrorKind>) {
         let asked = self.unlock_asked.is_some_and(|asked| asked <= began);
         match outcome {
-            Ok(()) if asked || (reason != LockReason::Operator && self.unlock_asked.is_none()) => {
+            Ok(()) if asked || (!reason.waits() && self.unlock_asked.is_none()) => {
                 // An operator's lock that came meanwhile stays.
                 self.due = self.due.or(Some(Due::Unlock));
             }
-            Err(KmsErrorKind::Refused) if reason == LockReason::Unreachable => {
+            Err(KmsErrorKind::Refused) if matches!(reason, LockReason::Unreachable | LockReason::Idle) => {
                 self.due = self.due.or(Some(Due::Lock(LockReason::Revoked)));
             }
             _ => {}
@@ -428,7 +444,8 @@ impl Watch {
     }
 
     fn probe_or_wait(&mut self, now: BootTime) -> Step {
-        let probes = self.state != State::Locked(LockReason::Operator) || self.unlock_asked.is_some();
+        let waits = matches!(self.state, State::Locked(reason) if reason.waits());
+        let probes = !waits || self.unlock_asked.is_some();
         if probes && self.probe.is_none() && now >= self.next_probe {
             self.probe = Some(now);
             return Step::Probe;

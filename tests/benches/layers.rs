@@ -101,7 +101,7 @@ mod chunks {
     /// What opening a file costs before its first chunk.
     #[divan::bench]
     fn derive_the_keys_of_a_file() -> Keys {
-        Keys::from(&Dek::derive(black_box(&secret(1)), &secret(2), VOLUME, FILE, Epoch(0)))
+        Keys::new(Dek::derive(black_box(&secret(1)), &secret(2), VOLUME, FILE, Epoch(0)), Epoch(0))
     }
 }
 
@@ -173,6 +173,8 @@ fn header(chunk_size: ChunkSize) -> Header {
         generation: 0,
         batch: 0,
         root: NO_BLOCK,
+        made: 0,
+        resealing: None,
     }
 }
 
@@ -208,7 +210,7 @@ impl Bench {
     fn file(&self) -> Result<File, kmsfs::file::Error> {
         let store = self.tree.create_file(b"file", 0o600)?;
         let target = Target { file: FILE, ino: store.inode().stat()?.ino, path: b"file".to_vec() };
-        let keys = Arc::new(Keys::from(&Dek::derive(&secret(1), &secret(2), VOLUME, FILE, Epoch(0))));
+        let keys = Arc::new(Keys::new(Dek::derive(&secret(1), &secret(2), VOLUME, FILE, Epoch(0)), Epoch(0)));
         let header = header(self.context.geometry.chunk_size());
         let file = File::create(Arc::clone(&self.context), store, target, header, keys)?;
         let data = vec![7; 1 << 20];

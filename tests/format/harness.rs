@@ -5,6 +5,7 @@
 use kmsfs::crypto::Secret32;
 use kmsfs::file::Context;
 use kmsfs::format::{ChunkSize, Geometry};
+use kmsfs::fs::rekey::{Outcome, Plan, Progress, Rekey, Stopped};
 use kmsfs::fs::volume::{InitOptions, Volume, VolumeError, init};
 use kmsfs::fs::{Creator, Error, Fs, ROOT};
 use kmsfs::journal::recovery;
@@ -18,6 +19,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Small, so that making the logs takes no time.
 pub const LOG_LEN: u64 = 4 << 20;
@@ -65,12 +67,17 @@ pub fn make_volume(dir: &Path, chunk: &str, plain_names: bool) -> (PathBuf, Path
 
 /// Does what a mount does.
 pub fn mount(path: &Path, key: &Path) -> Result<Fs, Refused> {
+    mount_with(path, key, LOG_LEN)
+}
+
+/// The same, with logs of this length if there are none.
+pub fn mount_with(path: &Path, key: &Path, log_len: u64) -> Result<Fs, Refused> {
     let volume = Volume::open(path)?;
     let kms = kms(key);
     let record = volume.record();
     let volume_key = kms.unwrap(&record.newest().volume_key, record.id)?.secret;
     volume.authenticate(&volume_key)?;
-    let (journal, _) = recovery::open(&*volume.journal().unwrap(), &*volume.tree().unwrap(), LOG_LEN).unwrap();
+    let (journal, _) = recovery::open(&*volume.journal().unwrap(), &*volume.tree().unwrap(), log_len).unwrap();
     let context = Context {
         volume: record.id,
         geometry: Geometry::new(record.chunk_size),
@@ -82,6 +89,14 @@ pub fn mount(path: &Path, key: &Path) -> Result<Fs, Refused> {
     let leases = Leases::new(kms, record.id, NonZeroUsize::new(64).unwrap());
     let store = Arc::new(DirStore::open(path).unwrap());
     Ok(Fs::new(volume, store, Arc::new(context), Arc::new(leases), volume_key, false)?)
+}
+
+/// Gives files new keys; stops after the first step if told to.
+pub fn rekey(fs: &Fs, plan: &Plan, stops: bool) -> Result<Outcome, Stopped> {
+    let stop = AtomicBool::new(false);
+    let progress = Progress::default();
+    Rekey { fs, progress: &progress, stop: &stop, pace: &|_| stop.store(stops, Ordering::Relaxed), wait: &|_| () }
+        .run(plan)
 }
 
 /// Calls until no key is missing any more, as the layer above does.

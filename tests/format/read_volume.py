@@ -148,7 +148,7 @@ class Record:
         self.chunk_log2, self.chunk = log2, 1 << log2
         fields.zeros(1)
         features = fields.number(4)
-        check(features & ~1 == 0, f"unknown features {features:#x}")
+        check(features & ~3 == 0, f"unknown features {features:#x}")
         self.plain_names = features & 1 == 1
         self.id = fields.take(16)
         check(fields.number(4) > 0, "no files per envelope")
@@ -171,6 +171,8 @@ class Record:
             self.keks[generation], self.roles[generation] = kek_id.decode(), role
             if role == 0:
                 newest = (kek_id.decode(), algorithm, blob)
+        if features & 2:
+            check(fields.number(4) > self.epoch_floor and fields.number(4) <= 2, "impossible epochs")
         check(fields.at == len(fields.data), "bytes left over")
         check(newest is not None, "no primary KEK")
         self.volume_key = kek.unwrap(*newest, self.id)
@@ -217,24 +219,32 @@ class StoredFile:
         version = fields.number(2)
         check(version == 1, f"version {version}")
         features = fields.number(2)
-        check(features == 0, f"unknown features {features:#x}")
+        check(features & ~1 == 0, f"unknown features {features:#x}")
         check(fields.number(1) == record.chunk_log2, "another chunk size than the volume's")
         fields.zeros(3)
         self.id, self.epoch = fields.take(16), fields.number(4)
         slots = [self.slot(fields), self.slot(fields)]
-        fields.zeros(8)
+        watermark = fields.number(8)
         self.length = fields.number(8)
         check(self.length <= 1 << 60, "impossible length")
         fields.number(8)
         fields.number(8)
         self.root = fields.take(32)
-        fields.zeros(12)
+        fields.number(8)
+        fields.zeros(4)
         blobs = []
         for _, _, size in slots:
             blobs.append(fields.take(size))
             fields.zeros(512 - size)
-        fields.zeros(352)
+        previous_epoch = fields.number(4)
+        fields.zeros(4)
+        end, sealed = fields.number(8), fields.take(72)
+        fields.zeros(264)
         check(fields.at == 1504, "this reader is wrong")
+        if features & 1:
+            check(watermark < end <= 1 << 60 and previous_epoch < self.epoch, "impossible watermark")
+        else:
+            check((watermark, previous_epoch, end) == (0, 0, 0) and not any(sealed), "reserved bytes are not zero")
         (generation, algorithm, size), blob = slots[0], blobs[0]
         check(size > 0, "no envelope")
         check(generation >= record.kek_floor and self.epoch >= record.epoch_floor, "older than the volume accepts")
@@ -245,15 +255,32 @@ class StoredFile:
         secret = volume.envelope(generation, algorithm, blob)
         material = secret + record.volume_key + record.id + self.id + struct.pack("<I", self.epoch)
         dek = kdf("kmsfs v1 2026-11 file DEK", material)
-        self.cipher = Xaes(kdf("kmsfs v1 2026-11 file chunks, XAES-256-GCM", dek))
-        self.tags_key = kdf("kmsfs v1 2026-11 file tag block MAC, BLAKE3 keyed", dek)
+        self.now = self.previous = (self.epoch, *self.keys(dek))
+        self.held = range(watermark, end)
         header_key = kdf("kmsfs v1 2026-11 file header MAC, BLAKE3 keyed", dek)
         check(mac(header_key, page[:1504] + bytes(32) + page[1536:]) == page[1504:1536], "the header's MAC does not match")
+        if features & 1:
+            seal = Xaes(kdf("kmsfs v1 2026-11 file previous DEK, XAES-256-GCM", dek))
+            aad = record.id + self.id + struct.pack("<II", previous_epoch, self.epoch)
+            try:
+                self.previous = (previous_epoch, *self.keys(seal.open_value(aad, sealed)))
+            except InvalidTag as error:
+                raise Wrong("the previous DEK does not verify") from error
         self.page = page
         self.layout = Layout(record.chunk)
         stored = os.fstat(file).st_size
         check(stored == self.layout.stored(self.length), f"stored length {stored} does not fit length {self.length}")
         self.blocks = {}
+
+    @staticmethod
+    def keys(dek):
+        """What opens chunks, and what authenticates tag blocks."""
+        cipher = Xaes(kdf("kmsfs v1 2026-11 file chunks, XAES-256-GCM", dek))
+        return cipher, kdf("kmsfs v1 2026-11 file tag block MAC, BLAKE3 keyed", dek)
+
+    def of_chunk(self, index):
+        """Epoch, cipher and key of tag blocks that hold for a chunk."""
+        return self.previous if index in self.held else self.now
 
     @staticmethod
     def slot(fields):
@@ -278,7 +305,8 @@ class StoredFile:
             else:
                 data = os.pread(self.file, BLOCK, self.layout.block_at(number))
                 check(len(data) == BLOCK, f"tag block {number} is cut")
-                found = mac(self.tags_key, data + struct.pack("<Q", number))
+                tags_key = self.of_chunk(HEADER_ENTRIES + number * BLOCK_ENTRIES)[2]
+                found = mac(tags_key, data + struct.pack("<Q", number))
                 check(found == expected, f"tag block {number} does not verify")
                 self.blocks[number] = data
         return self.blocks[number]
@@ -300,9 +328,10 @@ class StoredFile:
                 continue
             sealed = os.pread(self.file, size, self.layout.chunk_at(index))
             check(len(sealed) == size, f"chunk {index} is cut")
-            aad = self.volume.record.id + self.id + struct.pack("<IQ", self.epoch, index)
+            epoch, cipher, _ = self.of_chunk(index)
+            aad = self.volume.record.id + self.id + struct.pack("<IQ", epoch, index)
             try:
-                yield self.cipher.open(entry[:24], aad, sealed + entry[24:])
+                yield cipher.open(entry[:24], aad, sealed + entry[24:])
             except InvalidTag as error:
                 raise Wrong(f"chunk {index} does not verify") from error
         self.check_rest()

@@ -11,9 +11,9 @@ use kmsfs::crypto::derive::VolumeKeys;
 use kmsfs::crypto::names::{NameCipher, classify};
 use kmsfs::daemon::control::{Reply, Request};
 use kmsfs::dev_vault::{call::Call, documents};
-use kmsfs::format::header::{Envelope, Header, VerifiedPage};
+use kmsfs::format::header::{Envelope, Header, Resealing, SEALED_DEK_LEN, VerifiedPage};
 use kmsfs::format::tags::{BLOCK_LEN, CHILDREN_PER_BLOCK, ENTRIES_PER_BLOCK, NO_BLOCK, TagBlock};
-use kmsfs::format::volume::{Kek, KekRole, VolumeRecord};
+use kmsfs::format::volume::{Kek, KekRole, RekeyState, VolumeRecord};
 use kmsfs::format::{ChunkSize, PAGE};
 use kmsfs::journal::log::{self, State};
 use kmsfs::journal::record::{self, HEAD_LEN, Place, Record};
@@ -130,8 +130,12 @@ fn header_seeds() -> Vec<Vec<u8>> {
         generation: 7,
         batch: 9,
         root,
+        made: 0,
+        resealing: None,
     };
-    [header(None, NO_BLOCK), header(Some(envelope()), [8; 32])]
+    let resealing = Resealing { from: 5, to: 90, epoch: Epoch(2), sealed: [4; SEALED_DEK_LEN] };
+    let between = Header { made: 1_796_000_000, resealing: Some(Box::new(resealing)), ..header(None, NO_BLOCK) };
+    [header(None, NO_BLOCK), header(Some(envelope()), [8; 32]), between]
         .map(|header| VerifiedPage::new(header).seal(&key()).to_vec())
         .to_vec()
 }
@@ -186,6 +190,8 @@ fn volume_record_seeds() -> Vec<Vec<u8>> {
         files_per_envelope: 1000,
         kek_floor: KekGeneration(0),
         epoch_floor: Epoch(0),
+        epoch: Epoch(1),
+        rekey: RekeyState::All,
         generation: 1,
         keks,
     };

@@ -2,6 +2,8 @@
 
 use crate::clouds::aws::Aws;
 use crate::harness::{Mount, Outcome, Volume, bytes, content, create, number, until};
+use crate::openbao::OpenBao;
+use crate::vault::Vault;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -72,6 +74,42 @@ fn a_server_that_is_gone_locks_only_after_the_grace() -> Outcome {
     assert!(killed.elapsed() > Duration::from_secs(6), "it locked after {:?}", killed.elapsed());
     until("the state is told", || mount.status()["state"] == "locked");
     assert_eq!(number(fs::read(mount.at("file"))), libc::EKEYEXPIRED);
+    Ok(())
+}
+
+#[test]
+fn a_volume_goes_from_the_embedded_vault_to_aws_and_on_to_transit_and_back_while_it_is_mounted() -> Outcome {
+    let (vault, aws, openbao) = (Vault::start(), Aws::ministack(), OpenBao::start());
+    let mut environment = vault.environment();
+    environment.extend(aws.environment());
+    environment.extend(openbao.environment(&openbao.user()));
+    let home = format!("{}/keys/tenant", vault.environment()["KMSFS_DEV_VAULT_URL"]);
+    let mount = Volume::with_kek(&home, environment, &["--files-per-envelope", "4"]).mount(&[]);
+    for number in 0..12 {
+        fs::write(mount.at(number.to_string()), bytes(number, 5000))?;
+    }
+    let all =
+        |mount: &Mount| (0..12).all(|n| fs::read(mount.at(n.to_string())).is_ok_and(|read| read == bytes(n, 5000)));
+    let place = mount.at("").to_str().expect("UTF-8").to_owned();
+    for (number, kek) in [&aws.alias(), &openbao.reference(), &home].into_iter().enumerate() {
+        let report = mount.volume().ok(&["rewrap", &place, "--kek", kek, "--json"]);
+        let report: serde_json::Value = serde_json::from_str(&report)?;
+        assert_eq!((&report["complete"], &report["rewrapped"]), (&true.into(), &12.into()), "{report:#}");
+        match number {
+            0 => drop(vault.run(&["key", "disable", "tenant"])),
+            1 => {
+                aws.disable();
+                vault.run(&["key", "enable", "tenant"]);
+            }
+            _ => openbao.soft_delete(),
+        }
+        // New keys under the new provider, too; and nothing needs the old one.
+        mount.volume().ok(&["rekey", &place]);
+        mount.volume().ok(&["lock", &place]);
+        mount.volume().ok(&["unlock", &place]);
+        assert!(all(&mount), "{kek}");
+    }
+    assert!(all(&mount.again(&[])));
     Ok(())
 }
 

@@ -217,6 +217,23 @@ fn a_raw_key_that_is_gone_is_never_called_destroyed_and_a_mount_is_named() {
 }
 
 #[test]
+fn a_key_that_a_rewrap_gave_up_is_named_because_it_opens_older_copies() {
+    let volume = filled(Volume::new());
+    volume.make_key("new");
+    let kek = volume.kek("new");
+    let rewrapped = volume.run(&["rewrap", &text(volume.path()), "--kek", &kek, "--json"]);
+    let report: Value = serde_json::from_str(&rewrapped.stdout).expect("JSON");
+    let old = report["safe_to_disable"][0].as_str().expect("a key");
+    let certificate = certify(&volume, "rewrapped", 1);
+    assert_eq!(certificate["keys"].as_array().map(Vec::len), Some(1));
+    let condition = certificate["conditions"].as_array().expect("conditions").iter();
+    let mut named = condition.filter(|condition| condition.to_string().contains(old));
+    let named = named.next().expect("the old key is named");
+    assert_eq!(named["result"], "not shown");
+    assert!(named.to_string().contains("they do open copies of it that were made then"), "{named}");
+}
+
+#[test]
 fn plaintext_that_existed_before_or_elsewhere_is_in_the_certificate() {
     let volume = Volume::with(&["--plain-names"]);
     let source = volume.file("source");

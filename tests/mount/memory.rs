@@ -71,11 +71,13 @@ fn secrets(mount: &Mount) -> Outcome<Vec<(&'static str, Secret32)>> {
     let wrapped = Wrapped { kek: record.newest().volume_key.kek.clone(), algorithm, blob };
     let envelope = kms.unwrap(&wrapped, record.id)?.secret;
     let dek = Dek::derive(&envelope, &volume_key, record.id, header.file, header.epoch);
-    let FileKeys { chunks, header_mac, tags_mac } = FileKeys::from(&dek);
+    let FileKeys { chunks, header_mac, tags_mac, .. } = FileKeys::from(&dek);
+    let dek = Secret32::from_slice(dek.expose()).ok_or("32 bytes")?;
     let VolumeKeys { record_mac, names: [names, names_2], symlinks, xattr_values, .. } = VolumeKeys::from(&volume_key);
     Ok(vec![
         ("the volume key", volume_key),
         ("the envelope's secret", envelope),
+        ("the DEK", dek),
         ("the key of the chunks", chunks),
         ("the key of the header", header_mac),
         ("the key of the tags", tags_mac),
@@ -140,5 +142,54 @@ fn a_locked_mount_remembers_neither_what_passed_through_it_nor_any_key() -> Outc
     until("what was refused is wiped", || found(pid, &needles).is_empty());
     mount.volume().ok(&["unlock", mountpoint.to_str().expect("UTF-8")]);
     assert!(fs::read(mount.at("held"))?[1 << 20..] == marked(2 << 20)[..]);
+    Ok(())
+}
+
+/// Bytes that a process has resident.
+fn resident(pid: u64) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+    let kib: u64 = line.trim_end_matches("kB").trim().parse().expect("a number");
+    kib * 1024
+}
+
+#[test]
+fn an_idle_mount_gives_memory_back_and_goes_on() -> Outcome {
+    const IDLE: u64 = 12 << 20;
+    let mount = Mount::new();
+    let pid = mount.status()["pid"].as_u64().expect("a number");
+    let content = marked(64 << 10);
+    for _ in 0..2 {
+        fs::write(mount.at("file"), &content)?;
+        assert!(fs::read(mount.at("file"))? == content);
+        until("the mount is small", || resident(pid) < IDLE);
+        fs::write("/proc/sys/vm/drop_caches", "3")?;
+        assert!(fs::read(mount.at("file"))? == content);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_rekey_leaves_no_key_of_before_in_memory_though_the_files_are_open_and_the_volume_is_unlocked() -> Outcome {
+    let mount = Mount::new();
+    let pid = mount.status()["pid"].as_u64().expect("a number");
+    let held = create(mount.at("held"));
+    held.write_all_at(&marked(3 << 20), 0)?;
+    held.sync_all()?;
+    let before = secrets(&mount)?;
+    let needles: Vec<_> = before.iter().map(|(what, key)| (*what, &key.expose()[..])).collect();
+    let (of_file, of_volume): (Vec<_>, Vec<_>) = needles.into_iter().partition(|(what, _)| {
+        // What MACs are made with may lie on the stack of a thread that serves the kernel; it goes with a lock.
+        ["the envelope's secret", "the DEK", "the key of the chunks"].contains(what)
+    });
+    for what in ["the envelope's secret", "the DEK"] {
+        assert!(found(pid, &of_file).iter().any(|(found, _)| *found == what), "{what} is there and is not found");
+    }
+    mount.volume().ok(&["rekey", mount.volume().mountpoint().to_str().expect("UTF-8")]);
+    held.write_all_at(&marked(640), 0)?;
+    held.sync_all()?;
+    until("what was before is wiped", || found(pid, &of_file).is_empty());
+    assert!(found(pid, &of_volume).iter().any(|(found, _)| *found == "the volume key"), "it is unlocked");
+    assert!(crate::harness::content(&held) == marked(3 << 20));
     Ok(())
 }

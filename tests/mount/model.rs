@@ -61,6 +61,8 @@ enum Op {
     List(Where),
     Sync(Index, bool),
     SyncAll,
+    /// So many steps of giving all files new keys; where it was not through the last time, it goes on.
+    Rekey(u8),
     Remount,
     /// Everything is committed, and then the program ends without having said so.
     Kill(bool),
@@ -126,6 +128,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => place().prop_map(Op::List),
         2 => (open(), any::<bool>()).prop_map(|(file, data_only)| Op::Sync(file, data_only)),
         1 => Just(Op::SyncAll),
+        2 => (1..40_u8).prop_map(Op::Rekey),
         1 => Just(Op::Remount),
         1 => any::<bool>().prop_map(Op::Kill),
     ]
@@ -305,6 +308,7 @@ impl<S: System> Work<'_, S> {
                 self.on_open(index, |tree, file| tree.sync(file, *data_only), |s, file| s.sync(file, *data_only));
             }
             Op::SyncAll => self.both(Tree::sync_all, S::sync_all),
+            Op::Rekey(steps) => self.both(|_| Ok(()), |system| system.rekey(*steps)),
             Op::Remount => self.again(S::again),
             Op::Kill(sweep) => self.again(|system| system.killed(*sweep)),
         }

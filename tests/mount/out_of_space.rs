@@ -89,7 +89,13 @@ fn a_full_disk_costs_nothing_that_could_be_read_and_is_not_full_any_more_when_so
     for i in &whole {
         assert!(fs::read(mount.at(format!("filler{i}")))? == bytes(100 + i, 3_000_000), "another mount: {i}");
     }
+    // New keys need no more than that, either; but the volume's record needs a block of its own.
+    let rekey = || mount.volume().run(&["rekey", mount.at("").to_str().expect("UTF-8")]);
+    let full = rekey();
+    assert!(full.code == 0 || (full.code == 13 && full.stderr.contains("No space left")), "{full:?}");
+    assert!(fs::read(mount.at("kept"))? == expected, "with other keys");
     remove(&mount, 2);
+    assert_eq!(rekey().code, 0);
     fs::write(mount.at("new"), bytes(9, 4_000_000))?;
     File::open(mount.at("new"))?.sync_all()?;
     assert!(fs::read(mount.at("new"))? == bytes(9, 4_000_000));

@@ -163,6 +163,28 @@ fn a_volume_never_records_a_command_and_says_that_its_key_has_to_be_given() {
 }
 
 #[test]
+fn a_mount_takes_no_key_from_a_command_or_a_descriptor_and_two_that_are_recorded_nowhere_are_refused() {
+    let volume = Volume::new();
+    volume.make_key("new");
+    let [old, new] = ["kek", "new"].map(|name| format!("cmd:cat {}", text(volume.file(name))));
+    let mount = volume.mount(&[]);
+    fs::write(mount.at("file"), "content").unwrap();
+    let place = text(mount.at(""));
+    for options in [["--kek", &new], ["--kek", "fd:7"], ["--recovery-kek", &new]] {
+        let said = mount.volume().fails(&[&["rewrap", &place], &options[..]].concat(), 1);
+        assert!(said.contains("from a command or a file descriptor") && said.contains("unmount"), "{said}");
+    }
+    let volume = mount.unmount();
+    let place = text(volume.path());
+    // The first of them takes the place of the one in a file; a second one could not be told apart from it.
+    volume.ok(&["rewrap", &place, "--kek", &new]);
+    let said = volume.fails(&["rewrap", &place, "--present-kek", &new, "--kek", &old], 12);
+    assert!(said.contains("recorded nowhere"), "{said}");
+    let mount = volume.mount(&["--kek", &new]);
+    assert_eq!(fs::read_to_string(mount.at("file")).unwrap(), "content");
+}
+
+#[test]
 fn a_key_on_the_command_line_is_refused_and_not_repeated() {
     let volume = Volume::nothing();
     let key = volume.ok(&["key", "generate"]);

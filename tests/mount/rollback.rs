@@ -413,6 +413,42 @@ fn the_kms_remembers_where_a_volume_was_and_what_lies_in_the_volume_cannot_be_pu
 }
 
 #[test]
+fn the_kms_remembers_where_a_volume_was_when_another_of_its_keys_has_taken_over() -> Outcome {
+    let vault = Vault::start();
+    vault.run(&["key", "create", "other"]);
+    let other = format!("{}/keys/other", vault.environment()["KMSFS_DEV_VAULT_URL"]);
+    let options = ["--rollback-guard", "kms"];
+    let mounted = vault.volume_with(&["--plain-names"]).mount(&options);
+    fs::write(mounted.at("file"), b"first")?;
+    let volume = mounted.unmount();
+    back_up(&volume, "before");
+    let mounted = volume.mount(&options);
+    let noted = mounted.status()["rollback_guard"]["counter"].as_u64();
+    fs::write(mounted.at("file"), b"second")?;
+    until("the guard is written", || mounted.status()["rollback_guard"]["counter"].as_u64() > noted);
+    // The old key is told of it while it can still be.
+    mounted.volume().ok(&["rewrap", &text(mounted.at("")), "--kek", &other]);
+    let volume = mounted.unmount();
+    back_up(&volume, "newest");
+    // Under the old key, and under the new one with what was known before.
+    restore(&volume, "before");
+    assert!(volume.mount_fails(&options, 16).contains("the KMS remembers"));
+    restore(&volume, "newest");
+    fs::copy(volume.file("before").join("ledger.kmsfs"), volume.path().join("ledger.kmsfs"))?;
+    volume.mount_fails(&options, 16);
+    restore(&volume, "newest");
+    vault.run(&["key", "delete", "tenant"]);
+    let mounted = volume.mount(&options);
+    assert_eq!(fs::read(mounted.at("file"))?, b"second");
+    // And a rekey is known to it as well.
+    mounted.volume().ok(&["rekey", &text(mounted.at(""))]);
+    let volume = mounted.unmount();
+    restore(&volume, "newest");
+    assert!(volume.mount_fails(&options, 16).contains("the KMS remembers"));
+    Ok(())
+}
+
+#[test]
 fn a_rewrap_is_no_rollback_and_the_volume_from_before_it_is_one() -> Outcome {
     let mounted = mount(Volume::with(&["--plain-names"]), &[]);
     fs::write(mounted.at("file"), b"content")?;
@@ -437,7 +473,8 @@ fn a_rewrap_is_no_rollback_and_the_volume_from_before_it_is_one() -> Outcome {
     // Not mounted, and the guard is told.
     let options = guard(&volume);
     let path = text(volume.path());
-    volume.ok(&[&["rewrap", &path, "--kek", &keys[1]], &strs(&options)[..]].concat());
+    let told = volume.run(&[&["rewrap", &path, "--kek", &keys[1]], &strs(&options)[..]].concat());
+    assert!(told.code == 0 && !told.stderr.contains("warning: "), "{told:?}");
     back_up(&volume, "newest");
     restore(&volume, "mounted");
     assert!(refused(&volume, 16).contains("was seen"));
@@ -445,7 +482,11 @@ fn a_rewrap_is_no_rollback_and_the_volume_from_before_it_is_one() -> Outcome {
     assert_eq!(again.code, 16, "a rewrap does not make the old volume the newest: {again:?}");
     // Not mounted, and the guard is not told: what is newer is no rollback.
     restore(&volume, "newest");
-    volume.ok(&["rewrap", &path, "--kek", &keys[0]]);
+    let untold = volume.run(&["rewrap", &path, "--kek", &keys[0]]);
+    assert!(
+        untold.code == 0 && untold.stderr.contains("warning: the volume's mounts have had a rollback"),
+        "{untold:?}"
+    );
     let mounted = mount(volume, &[]);
     assert_eq!(fs::read(mounted.at("file"))?, b"content");
     Ok(())

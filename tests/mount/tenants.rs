@@ -1,6 +1,6 @@
 //! Tenants by their configurations: mounted, listed, checked, suspended, unmounted.
 
-use crate::harness::{Ended, Outcome, Volume, number};
+use crate::harness::{Ended, Outcome, Volume, number, until};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -98,6 +98,22 @@ impl Tenants {
     fn events(&self, tenant: &str) -> Vec<Value> {
         let lines = self.ok(&["audit", "show", text(&self.volume(tenant).path()), "--json"]);
         lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+}
+
+impl Drop for Tenants {
+    /// The mountpoints of tenants cannot be changed, and not be removed either.
+    fn drop(&mut self) {
+        for (name, volume) in &self.volumes {
+            let mountpoint = volume.mountpoint();
+            if self.run(&["umount", "--force", "--quiet", text(&mountpoint)]).code != 0 {
+                eprintln!("{name} is still mounted");
+                continue;
+            }
+            if let Ok(directory) = fs::File::open(&mountpoint) {
+                let _ = rustix::fs::ioctl_setflags(&directory, rustix::fs::IFlags::empty());
+            }
+        }
     }
 }
 
@@ -296,7 +312,7 @@ fn all_mounts_are_unmounted_together_and_one_in_use_does_not_keep_the_others() -
     let tenants = Tenants::new(&["acme", "globex"]);
     // In a namespace of its own: other tests mount at the same time.
     fs::create_dir_all("/run/kmsfs")?;
-    let script = "set -e; mount -t tmpfs tmpfs /run/kmsfs; \"$1\" mount --tenant acme; \"$1\" mount --tenant globex; \
+    let script = "set -e; findmnt -rno TARGET -t fuse.kmsfs | xargs -r umount -l; mount -t tmpfs tmpfs /run/kmsfs; \"$1\" mount --tenant acme; \"$1\" mount --tenant globex; \
                   exec 3<\"$2\"; \"$1\" umount --all && exit 1; test $? = 10; exec 3<&-; \
                   grep -q \" $2 \" /proc/self/mountinfo; ! grep -q \" $3 \" /proc/self/mountinfo; \"$1\" umount --all; \
                   ! grep -q \" $2 \" /proc/self/mountinfo; \"$1\" umount --all";
@@ -326,5 +342,65 @@ fn an_unmount_by_force_stores_what_was_written_and_ends_for_whoever_uses_it() ->
     let mounts: Vec<_> = tenants.events("acme").into_iter().filter(|event| event["event"] == "mount").collect();
     assert_eq!(mounts.last().expect("a mount")["after_crash"], false);
     tenants.ok(&["umount", "--tenant", "acme"]);
+    Ok(())
+}
+
+#[test]
+fn applications_of_a_dead_mount_get_errors_and_nothing_is_written_below_it() -> Outcome {
+    let tenants = Tenants::new(&["acme"]);
+    tenants.ok(&["mount", "--tenant", "acme"]);
+    let content = crate::harness::bytes(2, 100_000);
+    fs::write(tenants.at("acme", "file"), &content)?;
+    let file = fs::File::open(tenants.at("acme", "file"))?;
+    file.sync_all()?;
+    let pid = tenants.row("acme")["pid"].as_i64().expect("a process");
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).expect("a process");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    until("the connection ends", || fs::metadata(tenants.at("acme", "file")).is_err());
+    assert_eq!(number(fs::read(tenants.at("acme", "file"))), libc::ENOTCONN);
+    assert_eq!(number(fs::write(tenants.at("acme", "new"), "x")), libc::ENOTCONN);
+    assert_eq!(number(file.metadata()), libc::ENOTCONN);
+    assert_eq!(tenants.row("acme")["state"], "dead");
+    tenants.ok(&["tenant", "check", "acme"]);
+    drop(file);
+    // Once it is taken away, nobody writes into the directory below: not even root.
+    tenants.ok(&["umount", "--tenant", "acme"]);
+    assert_eq!(number(fs::write(tenants.at("acme", "new"), "x")), libc::EPERM);
+    assert_eq!(fs::read_dir(tenants.at("acme", ""))?.count(), 0);
+    // The next start does all of it by itself: it also replaces a dead mount that is still there.
+    tenants.ok(&["mount", "--tenant", "acme"]);
+    assert!(fs::read(tenants.at("acme", "file"))? == content);
+    let pid = tenants.row("acme")["pid"].as_i64().expect("a process");
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).expect("a process");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    until("it is dead", || tenants.row("acme")["state"] == "dead");
+    tenants.ok(&["mount", "--tenant", "acme"]);
+    assert!(fs::read(tenants.at("acme", "file"))? == content);
+    Ok(())
+}
+
+#[test]
+fn a_restart_stores_what_was_written_and_takes_the_mounts_one_after_the_other() -> Outcome {
+    let tenants = Tenants::new(&["acme", "globex", "initech"]);
+    tenants.ok(&["mount", "--tenant", "acme"]);
+    tenants.ok(&["mount", "--tenant", "globex"]);
+    for name in ["acme", "globex"] {
+        fs::write(tenants.at(name, "file"), name)?;
+    }
+    let pids = ["acme", "globex"].map(|name| tenants.row(name)["pid"].clone());
+    let said = tenants.ok(&["tenant", "restart", "--all"]);
+    assert_eq!(said.lines().count(), 2, "{said}");
+    assert!(said.lines().all(|line| line.contains("unlocked after")), "{said}");
+    for (name, pid) in ["acme", "globex"].into_iter().zip(pids) {
+        assert_ne!(tenants.row(name)["pid"], pid);
+        assert_eq!(fs::read(tenants.at(name, "file"))?, name.as_bytes());
+    }
+    assert_eq!(tenants.row("initech")["state"], "not mounted");
+    // One that cannot come back ends it, and the others are as they were.
+    tenants.configure("acme", "kek = \"file:/nowhere\"");
+    let pid = tenants.row("globex")["pid"].clone();
+    let error = tenants.fails(&["tenant", "restart", "acme", "globex"], 6);
+    assert!(error.contains("not restarted: globex"), "{error}");
+    assert_eq!(tenants.row("globex")["pid"], pid);
     Ok(())
 }

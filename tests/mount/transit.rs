@@ -107,5 +107,14 @@ fn each_envelope_is_one_call_to_wrap_and_one_to_unwrap() -> Outcome {
         assert_eq!(fs::read_to_string(mount.at(number.to_string()))?, number.to_string());
     }
     assert!((3..=4).contains(&(calls("decrypt") - unwraps)), "{}", calls("decrypt") - unwraps);
+    // New keys: each old envelope once, and as few new ones as files need, and perhaps the next one.
+    let mount = mount.again(&["--revalidate", "1h"]);
+    let (unwraps, wraps) = (calls("decrypt"), calls("encrypt"));
+    mount.volume().ok(&["rekey", mount.at("").to_str().expect("UTF-8")]);
+    assert!((3..=4).contains(&(calls("decrypt") - unwraps)), "{}", calls("decrypt") - unwraps);
+    assert!((3..=4).contains(&(calls("encrypt") - wraps)), "{}", calls("encrypt") - wraps);
+    for number in 0..300 {
+        assert_eq!(fs::read_to_string(mount.at(number.to_string()))?, number.to_string());
+    }
     Ok(())
 }

@@ -220,16 +220,10 @@ fn ask_kms(checked: &mut Checked) {
     let output = loaded
         .command(words)
         .and_then(|mut command| command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output());
-    let failure = match output {
-        Ok(output) if output.status.success() => return,
-        Ok(output) => {
-            let code = output.status.code().and_then(|code| u8::try_from(code).ok());
-            let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            let said = |what: &str| text.lines().rev().find_map(|line| line.strip_prefix(what)).map(str::to_owned);
-            let message = said("error: ").unwrap_or_else(|| "the test of its key ended without a word".to_owned());
-            Failure { exit: code.map_or(Exit::Failure, Exit::from_code), message, hint: said("hint: ") }
-        }
-        Err(error) => Failure::new(Exit::Failure, format!("the test of its key cannot start: {error}")),
-    };
-    checked.error(failure);
+    let result = output
+        .map_err(|error| Failure::new(Exit::Failure, format!("the test of its key cannot start: {error}")))
+        .and_then(|output| succeeded(&output));
+    if let Err(failure) = result {
+        checked.error(failure);
+    }
 }

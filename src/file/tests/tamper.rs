@@ -13,7 +13,7 @@ use sample::*;
 fn a_flipped_byte_anywhere_costs_what_depends_on_it_and_nothing_else() {
     let mut draws = Draws(0x7A3B_19C4_55D1_0E67);
     let mut tried = 0;
-    for shape in SHAPES {
+    for shape in &shapes() {
         let sample = Sample::new(shape, 1);
         assert_eq!(sample.damaged(shape.what, &sample.now()), Some(vec![]), "{}", shape.what);
         let len = sample.stored.len() as u64;
@@ -44,7 +44,7 @@ fn a_flipped_byte_anywhere_costs_what_depends_on_it_and_nothing_else() {
 #[test]
 fn a_stored_file_of_any_other_length_is_refused() {
     let mut tried = 0;
-    for shape in SHAPES {
+    for shape in &shapes() {
         let sample = Sample::new(shape, 1);
         let len = sample.stored.len() as u64;
         let mut lens: Vec<u64> = (0..len.min(3 * PAGE as u64)).step_by(if len < 3 * C { 1 } else { 37 }).collect();
@@ -72,7 +72,7 @@ fn a_stored_file_of_any_other_length_is_refused() {
 #[test]
 fn zeros_and_holes_that_nobody_made_are_not_read() {
     let mut tried = 0;
-    for shape in SHAPES {
+    for shape in &shapes() {
         let sample = Sample::new(shape, 1);
         let data = |index: u64| sample.entry(index) != [0; ENTRY_LEN];
         let mut attacks: Vec<(String, std::ops::Range<usize>, Option<Vec<u64>>)> = vec![
@@ -96,6 +96,10 @@ fn zeros_and_holes_that_nobody_made_are_not_read() {
             attacks.push((format!("tag block {block}"), place.clone(), sample.behind(place.start as u64)));
         }
         for (part, range, expected) in attacks {
+            if sample.stored[range.clone()].iter().all(|byte| *byte == 0) {
+                // A single byte of ciphertext may be zero.
+                continue;
+            }
             let what = format!("{}: zeros for {part}", shape.what);
             let expected = Some(expected);
             sample.try_out(&what, &[(range.start as u64, vec![0; range.len()])], &sample.now(), expected.clone());
@@ -128,7 +132,7 @@ fn zeros_and_holes_that_nobody_made_are_not_read() {
 #[test]
 fn parts_that_are_swapped_within_a_file_are_not_read_where_they_do_not_belong() {
     let mut tried = 0;
-    for shape in SHAPES {
+    for shape in &shapes() {
         let sample = Sample::new(shape, 1);
         let some = sample.some_chunks();
         let whole = |index: &u64| sample.place(*index).len() as u64 == sample.geometry().chunk_len();
@@ -186,7 +190,7 @@ fn sample_is_damaged(sample: &Sample, changes: &[(u64, Vec<u8>)]) -> bool {
 #[allow(clippy::single_range_in_vec_init, reason = "it is a list of places, which may have one")]
 fn parts_of_an_older_version_or_of_another_file_are_not_read() {
     let mut tried = 0;
-    for shape in SHAPES.iter().filter(|shape| shape.len > 0) {
+    for shape in shapes().iter().filter(|shape| shape.len > 0) {
         let sample = Sample::new(shape, 1);
         let other = Sample::new(shape, 2);
         for (whose, from, plain) in
@@ -243,7 +247,7 @@ fn parts_of_an_older_version_or_of_another_file_are_not_read() {
         let page: Page = Box::new(foreign[..PAGE].try_into().unwrap());
         let header = Header::parse(&page).unwrap();
         let secret = |byte| Secret32::take(&mut [byte; 32]);
-        let theirs = Keys::from(&Dek::derive(&secret(1), &secret(9), VolumeId([4; 16]), sample.id, Epoch(0)));
+        let theirs = Keys::new(Dek::derive(&secret(1), &secret(9), VolumeId([4; 16]), sample.id, Epoch(0)), Epoch(0));
         let mut made = VerifiedPage::new(header);
         foreign[..PAGE].copy_from_slice(&made.seal(&theirs.header_mac)[..]);
         sample.try_out(&format!("{}: a planted header", shape.what), &[(0, foreign)], &sample.now(), Some(None));

@@ -51,7 +51,7 @@ pub(super) fn all(fs: &Fs) -> Tree {
 }
 
 /// The headers of all files, one of each inode.
-fn headers(store: &MemStore) -> Vec<crate::format::header::Header> {
+pub(super) fn headers(store: &MemStore) -> Vec<crate::format::header::Header> {
     fn below(directory: &dyn StoreDir, found: &mut BTreeMap<u64, crate::format::header::Header>) {
         for entry in directory.list().unwrap() {
             match directory.stat(&entry.name).unwrap().kind {
@@ -70,12 +70,12 @@ fn headers(store: &MemStore) -> Vec<crate::format::header::Header> {
 }
 
 /// A file of a directory that has no other name.
-fn any_file(directory: &dyn StoreDir) -> Vec<u8> {
+pub(super) fn any_file(directory: &dyn StoreDir) -> Vec<u8> {
     let is_it = |name: &[u8]| directory.stat(name).is_ok_and(|stat| stat.kind == Kind::File && stat.nlink == 1);
     directory.list().unwrap().into_iter().find(|entry| is_it(&entry.name)).unwrap().name
 }
 
-fn distinct(headers: &[crate::format::header::Header]) -> u64 {
+pub(super) fn distinct(headers: &[crate::format::header::Header]) -> u64 {
     headers.iter().map(|header| &header.envelope.blob).collect::<HashSet<_>>().len() as u64
 }
 

@@ -1,21 +1,19 @@
 //! The files of a rewrap, one after the other: their secrets by the new KEK, and their headers to the disk.
 
-use super::super::data::Stored;
 use super::super::envelopes::Wraps;
+use super::super::renewal::{NotDone, Problem, Work, join, open_writable};
 use super::super::walk::{Seen, there};
 use super::super::*;
-use super::{Left, Rewrap, Stopped, Target};
+use super::{Rewrap, Stopped, Target};
 use crate::crypto::Secret32;
-use crate::file::{Batched, Damage, Found, Keys, Unverified, rewrapped_page};
+use crate::file::{Damage, Found, Keys, Unverified, rewrapped_page};
 use crate::format::header::{Envelope, Header};
 use crate::format::volume::KekRole;
-use crate::kms::{KmsError, KmsErrorKind, Wrapped};
-use crate::lease::LeaseError;
+use crate::kms::{KmsError, KmsErrorKind};
 use crate::ledger::Seen as Version;
 use lru::LruCache;
 use std::io;
 use std::num::NonZeroUsize;
-use std::time::{Duration, Instant};
 
 /// So many files get their headers with one sync of the journal; all of them together are a small part of a log.
 const BATCH: usize = 128;
@@ -24,21 +22,6 @@ const LARGE: usize = 4 << 10;
 /// The new wraps of so many secrets are remembered, 40 MB at the most: only a file whose secret was left behind so long
 /// ago makes one be wrapped twice.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();
-/// So many refused secrets, and files that are left, are remembered.
-const MOST: usize = 1000;
-/// For how long a KMS may be silent before the rewrap is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two attempts at one that is.
-const PAUSE: Duration = Duration::from_millis(500);
-
-/// What could not be done.
-#[derive(Default)]
-pub(super) struct NotDone {
-    pub left: Vec<Left>,
-    pub left_count: u64,
-    /// By inode number: those with several names count once.
-    seen: HashSet<u64>,
-}
 
 /// One round over all files.
 pub(super) struct Files<'a> {
@@ -46,39 +29,19 @@ pub(super) struct Files<'a> {
     target: Target,
     /// By digest of what a header carries.
     wraps: LruCache<[u8; 16], Wraps>,
-    refused: HashMap<Wrapped, KmsError>,
     /// Files with new wraps in memory.
     batch: Vec<Arc<File>>,
-    found: NotDone,
-}
-
-/// What keeps one file from being done, or all of them.
-enum Problem {
-    File(String),
-    Refused(String),
-    All(Stopped),
-}
-
-impl<T: Into<Stopped>> From<T> for Problem {
-    fn from(error: T) -> Self {
-        Self::All(error.into())
-    }
-}
-
-impl From<&Damage> for Problem {
-    fn from(damage: &Damage) -> Self {
-        Self::File(damage.to_string())
-    }
+    work: Work<'a>,
 }
 
 impl<'a> Files<'a> {
     pub fn new(rewrap: &'a Rewrap<'a>, target: Target) -> Self {
-        let (batch, found) = (Vec::with_capacity(BATCH), NotDone::default());
-        Self { rewrap, target, wraps: LruCache::new(REMEMBERED), refused: HashMap::new(), batch, found }
+        let work = Work::new(rewrap.fs, rewrap.stop, rewrap.wait, &rewrap.progress.unwrapped);
+        Self { rewrap, target, wraps: LruCache::new(REMEMBERED), batch: Vec::with_capacity(BATCH), work }
     }
 
     pub fn into_left(self) -> NotDone {
-        self.found
+        self.work.found
     }
 
     /// Looks at one file, and gives it its new header soon if it has an older one.
@@ -97,35 +60,13 @@ impl<'a> Files<'a> {
             Ok(None) => return Ok(()),
             Err(Error::Errno(number)) => {
                 let error = io::Error::from_raw_os_error(number);
-                self.leave(seen.stat.ino, join(b"tree", &path()), error.to_string(), false);
+                self.work.leave(seen.stat.ino, self.work.stored(seen), error.to_string(), false);
                 return Ok(());
             }
-            Err(error) => return Err(self.rewrap.stopped(error)),
+            Err(error) => return Err(self.work.stopped(error)),
         };
-        match self.store(&store, &path) {
-            Ok(()) => Ok(()),
-            Err(Problem::All(stopped)) => Err(stopped),
-            // Its last name has gone meanwhile.
-            Err(_) if store.inode().stat().is_ok_and(|stat| stat.nlink == 0) => Ok(()),
-            Err(Problem::File(why)) => {
-                self.leave(seen.stat.ino, join(b"tree", &path()), why, false);
-                Ok(())
-            }
-            Err(Problem::Refused(why)) => {
-                self.leave(seen.stat.ino, join(b"tree", &path()), why, true);
-                Ok(())
-            }
-        }
-    }
-
-    fn leave(&mut self, ino: u64, stored: Vec<u8>, why: String, refused: bool) {
-        if !self.found.seen.insert(ino) {
-            return;
-        }
-        self.found.left_count += 1;
-        if self.found.left.len() < MOST {
-            self.found.left.push(Left { stored, why, refused });
-        }
+        let done = self.store(&store, &path);
+        self.work.or_left(seen, &*store, done)
     }
 
     fn store(&mut self, store: &Arc<dyn StoreFile>, path: &dyn Fn() -> Vec<u8>) -> Result<(), Problem> {
@@ -137,96 +78,20 @@ impl<'a> Files<'a> {
             Ok(Found::Nothing) if fs.open_file(ino).is_some() => return Ok(()),
             _ => (),
         }
-        let file = loop {
-            match self.obtain(ino, store, path) {
-                Err(Error::NeedKey(Need::Unwrap(wrapped))) => self.fetch(&wrapped).map(drop)?,
-                Err(Error::NeedKey(Need::Envelope)) => fs.refill().map_err(|error| self.rewrap.stopped(error))?,
-                Err(error) => return Err(self.rewrap.stopped(error).into()),
-                Ok(file) => break file.map_err(|damage| Problem::from(&damage))?,
-            }
-        };
+        let file = self.work.obtain(ino, store, path)?;
         let header = file.header();
         if self.target.is_met_by(&header) {
-            return Ok(());
+            return self.work.see_to(&file);
         }
         let (envelope, recovery) = self.new_wraps(&header)?;
         file.set_wraps(envelope, recovery, Arc::clone(store));
         if file.is_fresh() || file.pending_bytes() > LARGE {
-            file.sync(false).map_err(|error| self.rewrap.stopped(error.into()))?;
+            file.sync(false).map_err(|error| self.work.stopped(error.into()))?;
             self.done(1);
             return Ok(());
         }
         self.batch.push(file);
         if self.batch.len() == BATCH { Ok(self.flush()?) } else { Ok(()) }
-    }
-
-    /// The file in a stored file, shared with whoever has it open.
-    fn obtain(
-        &self,
-        ino: u64,
-        store: &Arc<dyn StoreFile>,
-        path: &dyn Fn() -> Vec<u8>,
-    ) -> Result<Result<Arc<File>, Damage>> {
-        let fs = self.rewrap.fs;
-        let keys = fs.enter()?;
-        let open = |file: Arc<File>| fs.restore_keys(&keys, &file).map(|()| Ok(file));
-        if let Some(file) = fs.open_file(ino) {
-            return open(file);
-        }
-        let _alone = fs.opening[ino as usize % OPENING].lock();
-        if let Some(file) = fs.open_file(ino) {
-            return open(file);
-        }
-        let stat = store.inode().stat()?;
-        match fs.open_stored(&keys, ino, path, store)? {
-            Stored::Whole(file) => {
-                let file = Arc::new(*file);
-                file.set_mtime(stat.mtime);
-                Ok(Ok(Arc::clone(&fs.files.lock().entry(ino).or_insert_with(|| OpenFile::of(&file)).file)))
-            }
-            Stored::Unfinished(left) => Ok(Err(left.map_or(Damage::NoHeader, |(_, damage)| damage))),
-            Stored::Damaged(damage) => Ok(Err(damage)),
-        }
-    }
-
-    /// What the KMS unwraps a secret to. One that does not answer is waited for.
-    fn fetch(&mut self, wrapped: &Wrapped) -> Result<Arc<Secret32>, Problem> {
-        let fs = self.rewrap.fs;
-        if let Some(secret) = fs.leases.cached(wrapped) {
-            return Ok(secret);
-        }
-        let problem = |error: &KmsError| {
-            let why = format!("{error}; it needs {}", wrapped.kek);
-            if error.kind == KmsErrorKind::Refused { Problem::Refused(why) } else { Problem::File(why) }
-        };
-        if let Some(error) = self.refused.get(wrapped) {
-            return Err(problem(error));
-        }
-        let begin = Instant::now();
-        loop {
-            let error = match fs.leases.fetch(wrapped) {
-                Ok(secret) => {
-                    self.rewrap.progress.unwrapped.fetch_add(1, Ordering::Relaxed);
-                    return Ok(secret);
-                }
-                Err(LeaseError::Locked) => return Err(Stopped::Locked.into()),
-                Err(LeaseError::Kms(error)) => error,
-            };
-            match error.kind {
-                _ if self.rewrap.stop.load(Ordering::Relaxed) => return Err(Stopped::Asked.into()),
-                KmsErrorKind::Refused | KmsErrorKind::Damaged => {
-                    let problem = problem(&error);
-                    if self.refused.len() < MOST {
-                        self.refused.insert(wrapped.clone(), error);
-                    }
-                    return Err(problem);
-                }
-                KmsErrorKind::Unreachable if begin.elapsed() < PATIENCE => {
-                    (self.rewrap.wait)(error.retry_after.unwrap_or(PAUSE).min(PATIENCE));
-                }
-                _ => return Err(error.into()),
-            }
-        }
     }
 
     /// The secret of a header, wrapped by the KEKs of the target: once for all headers that carry it.
@@ -239,7 +104,7 @@ impl<'a> Files<'a> {
         }
         let fs = self.rewrap.fs;
         let wrapped = fs.volume.wrapped(header).map_err(|damage| Problem::from(&damage))?;
-        let secret = self.fetch(&wrapped)?;
+        let secret = self.work.fetch(&wrapped)?;
         let envelope = match &header.envelope {
             present if present.kek >= self.target.primary => present.clone(),
             _ => self.wrap(KekRole::Primary, &secret)?,
@@ -275,27 +140,8 @@ impl<'a> Files<'a> {
     fn flush(&mut self) -> Result<(), Stopped> {
         let fs = self.rewrap.fs;
         let files = std::mem::take(&mut self.batch);
-        if files.is_empty() {
-            return Ok(());
-        }
         let count = files.len() as u64;
-        let committed = (|| {
-            // Only one at a time may hold the commits of several files.
-            let _one_at_a_time = fs.committing.lock();
-            let mut batch = Vec::with_capacity(files.len());
-            {
-                let keys = fs.enter_draining()?;
-                let number = fs.context.journal.batch();
-                for file in &files {
-                    fs.restore_keys(&keys, file)?;
-                    batch.push(file.prepare_batch(number)?);
-                }
-            }
-            Ok(Batched::finish_all(batch)?)
-        })();
-        drop(files);
-        fs.drop_unused();
-        committed.map_err(|error| self.rewrap.stopped(error))?;
+        fs.commit_together(files).map_err(|error| self.work.stopped(error))?;
         self.done(count);
         Ok(())
     }
@@ -309,14 +155,9 @@ impl<'a> Files<'a> {
     pub fn finish(&mut self) -> Result<(), Stopped> {
         self.flush()?;
         let fs = self.rewrap.fs;
-        let mut open: Vec<_> = fs.files.lock().values().map(|open| Arc::clone(&open.file)).collect();
-        open.extend(fs.handles.read().values().filter_map(|handle| match handle {
-            Handle::File { file, .. } => Some(Arc::clone(file)),
-            Handle::Directory { .. } => None,
-        }));
-        for file in open {
+        for file in self.work.nameless()? {
             let header = file.header();
-            if self.target.is_met_by(&header) || file.store().inode().stat()?.nlink > 0 {
+            if self.target.is_met_by(&header) {
                 continue;
             }
             match self.new_wraps(&header) {
@@ -350,8 +191,8 @@ impl<'a> Files<'a> {
             match self.lost_file(&*lost, &entry.name) {
                 Ok(()) => (),
                 Err(Problem::All(stopped)) => return Err(stopped),
-                Err(Problem::File(why)) => self.leave(stat.ino, join(b"lost", &entry.name), why, false),
-                Err(Problem::Refused(why)) => self.leave(stat.ino, join(b"lost", &entry.name), why, true),
+                Err(Problem::File(why)) => self.work.leave(stat.ino, join(b"lost", &entry.name), why, false),
+                Err(Problem::Refused(why)) => self.work.leave(stat.ino, join(b"lost", &entry.name), why, true),
             }
         }
         Ok(())
@@ -371,10 +212,10 @@ impl<'a> Files<'a> {
         }
         let (envelope, recovery) = self.new_wraps(&header)?;
         let wrapped = fs.volume.wrapped(&header).map_err(|damage| Problem::from(&damage))?;
-        self.fetch(&wrapped)?;
+        self.work.fetch(&wrapped)?;
         let keys: Arc<Keys> = {
-            let unlocked = fs.enter().map_err(|error| self.rewrap.stopped(error))?;
-            fs.keys_of_envelope(&unlocked, &header, wrapped).map_err(|error| self.rewrap.stopped(error))?
+            let unlocked = fs.enter().map_err(|error| self.work.stopped(error))?;
+            fs.keys_of_envelope(&unlocked, &header, wrapped).map_err(|error| self.work.stopped(error))?
         };
         let ledger = fs.context.ledger.get();
         let is_old = ledger.is_some_and(|ledger| ledger.see(header.file, found.stamp(), false) == Version::Old);
@@ -393,11 +234,6 @@ impl<'a> Files<'a> {
     }
 }
 
-/// The path of an entry in a directory.
-fn join(directory: &[u8], entry: &[u8]) -> Vec<u8> {
-    if directory.is_empty() { entry.to_vec() } else { [directory, b"/", entry].concat() }
-}
-
 /// By what the wraps in a header are remembered.
 fn digest(header: &Header) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
@@ -408,19 +244,4 @@ fn digest(header: &Header) -> [u8; 16] {
     let mut digest = [0; 16];
     digest.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     digest
-}
-
-/// Opens a file for writing its header. One that its owner made read-only is made writable for that moment.
-fn open_writable(directory: &dyn StoreDir, entry: &[u8]) -> io::Result<Arc<dyn StoreFile>> {
-    match directory.open_file(entry, true) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let inode = directory.entry(entry)?;
-            let permissions = inode.stat()?.permissions;
-            inode.set_permissions(permissions | 0o600)?;
-            let opened = directory.open_file(entry, true);
-            inode.set_permissions(permissions)?;
-            opened
-        }
-        other => other,
-    }
 }

@@ -6,10 +6,10 @@ use crate::crypto::Secret32;
 use crate::crypto::derive::VolumeKeys;
 use crate::file::Damage;
 use crate::format::header::{Envelope, Header};
-use crate::format::volume::{Kek, KekRole, VolumeRecord};
+use crate::format::volume::{Kek, KekRole, RekeyState, VolumeRecord};
 use crate::kms::{ConnectOptions, KekId, Kms, KmsError, KmsErrorKind, Ring, Unwrapped, Wrapped, connector};
 use crate::store::replace_file;
-use crate::units::{KekGeneration, VolumeId};
+use crate::units::{Epoch, KekGeneration, VolumeId};
 use std::sync::Arc;
 
 /// By which KEKs everything in a volume is to be wrapped, at least.
@@ -223,6 +223,52 @@ impl Volume {
         }
         self.replace(VolumeRecord { keks, kek_floor, ..(*old).clone() }, volume_key)?;
         Ok(gone)
+    }
+
+    /// Begins, or goes on with, the rekey of everything or of a part: from now on new files get the epoch that is returned.
+    /// One that was begun and is not through goes on, unless `anew`; the rekey of everything goes on in each part.
+    ///
+    /// # Errors
+    /// The store's; then the record is as it was. That there is no further epoch.
+    pub fn begin_rekey(&self, what: RekeyState, anew: bool, volume_key: &Secret32) -> Result<Epoch, VolumeError> {
+        let _alone = self.changing.lock();
+        let old = self.record();
+        let goes_on = matches!(
+            (old.rekey, what),
+            (RekeyState::All, RekeyState::All | RekeyState::Part) | (RekeyState::Part, RekeyState::Part)
+        );
+        if goes_on && !anew {
+            return Ok(old.epoch);
+        }
+        let next = old.epoch.0.checked_add(1).map(Epoch).ok_or_else(|| {
+            VolumeError::from(KmsError::new(
+                KmsErrorKind::Misconfigured,
+                "the volume has had all epochs that there are",
+            ))
+        })?;
+        // What is not through stays so: its files are behind the new epoch as well.
+        let rekey = if old.rekey == RekeyState::All || what == RekeyState::None { old.rekey } else { what };
+        self.replace(VolumeRecord { epoch: next, rekey, ..(*old).clone() }, volume_key)?;
+        Ok(next)
+    }
+
+    /// A rekey came to its end. After one of everything, headers of earlier epochs are refused from now on.
+    ///
+    /// # Errors
+    /// The store's; then the record is as it was.
+    pub fn end_rekey(&self, what: RekeyState, target: Epoch, volume_key: &Secret32) -> Result<(), VolumeError> {
+        let _alone = self.changing.lock();
+        let old = self.record();
+        match what {
+            RekeyState::All => {
+                let epoch_floor = old.epoch_floor.max(target);
+                self.replace(VolumeRecord { epoch_floor, rekey: RekeyState::None, ..(*old).clone() }, volume_key)
+            }
+            RekeyState::Part if old.rekey == RekeyState::Part => {
+                self.replace(VolumeRecord { rekey: RekeyState::None, ..(*old).clone() }, volume_key)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes the next version of the record; durable when it returns.

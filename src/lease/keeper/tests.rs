@@ -234,3 +234,37 @@ fn dropping_the_keeper_stops_it_although_a_probe_hangs() {
     assert!(rig.events.recv_timeout(PATIENCE).is_err(), "the thread still tells events");
     rig.kms.let_go();
 }
+
+#[test]
+fn an_idle_volume_asks_nothing_until_somebody_wakes_it() {
+    let rig = Rig::new(30, 600);
+    rig.keeper.lock_idle();
+    assert_eq!(rig.keeper.status().state, State::Locked(LockReason::Idle));
+    let calls = rig.kms.calls();
+    rig.advance(3600);
+    rig.advance(3600);
+    rig.keeper.lock_idle();
+    assert_eq!(rig.kms.calls(), calls);
+    assert_eq!(rig.keeper.wake(), Ok(()));
+    assert_eq!(rig.keeper.status().state, State::Unlocked);
+    // One that is awake is not asked for again, and one that somebody locked stays so.
+    let calls = rig.kms.calls();
+    assert_eq!(rig.keeper.wake(), Ok(()));
+    assert_eq!(rig.kms.calls(), calls);
+    rig.keeper.lock();
+    assert_eq!(rig.keeper.wake(), Err(UnlockError::Overtaken));
+    rig.keeper.lock_idle();
+    assert_eq!(rig.keeper.status().state, State::Locked(LockReason::Operator));
+}
+
+#[test]
+fn an_idle_volume_whose_key_is_refused_is_a_revoked_one() {
+    let rig = Rig::new(30, 600);
+    rig.keeper.lock_idle();
+    rig.kms.answer(Err(KmsErrorKind::Refused));
+    assert!(matches!(rig.keeper.wake(), Err(UnlockError::Kms(error)) if error.kind == KmsErrorKind::Refused));
+    while rig.change() != Event::Locked(LockReason::Revoked) {}
+    rig.kms.answer(Ok(()));
+    rig.advance(5);
+    while rig.change() != Event::Unlocked {}
+}

@@ -5,6 +5,7 @@ use super::system::{Allocation, Look, Name, Result, System};
 use kmsfs::file::Context;
 use kmsfs::format::Geometry;
 use kmsfs::fs::data::Allocate;
+use kmsfs::fs::rekey::{Plan, Progress, Rekey, Stopped};
 use kmsfs::fs::volume::{FILES_PER_ENVELOPE, InitOptions, Volume, init};
 use kmsfs::fs::{Changes, Creator, Entry, Error, Fs, ROOT};
 use kmsfs::journal::recovery;
@@ -18,7 +19,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use tempfile::TempDir;
 
 /// A small log, so that it comes round.
@@ -459,6 +460,21 @@ impl System for Direct {
 
     fn sync_all(&self) -> Result {
         self.done(Fs::commit_all)
+    }
+
+    fn rekey(&self, steps: u8) -> Result {
+        let (stop, progress) = (AtomicBool::new(false), Progress::default());
+        let taken = AtomicU8::new(0);
+        let pace = |_| stop.store(taken.fetch_add(1, Ordering::Relaxed) + 1 >= steps, Ordering::Relaxed);
+        let rekey = Rekey { fs: &self.fs, progress: &progress, stop: &stop, pace: &pace, wait: &|_| () };
+        match rekey.run(&Plan::default()) {
+            Err(Stopped::Asked) => Ok(()),
+            outcome => {
+                let outcome = outcome.expect("it comes to its end");
+                assert!(outcome.floor_raised, "{outcome:?}");
+                Ok(())
+            }
+        }
     }
 
     fn again(self) -> Self {

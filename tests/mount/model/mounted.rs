@@ -218,6 +218,11 @@ impl System for Mounted {
         rustix::fs::syncfs(root).map_err(rustix::io::Errno::raw_os_error)
     }
 
+    fn rekey(&self, _steps: u8) -> Result {
+        self.0.volume().ok(&["rekey", self.0.at("").to_str().expect("UTF-8")]);
+        Ok(())
+    }
+
     fn again(self) -> Self {
         Self(self.0.again(&[]))
     }

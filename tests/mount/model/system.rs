@@ -86,6 +86,8 @@ pub trait System: Sized {
     /// Names and kinds.
     fn list(&self, path: &[Name]) -> Result<BTreeMap<String, Kind>>;
     fn sync_all(&self) -> Result;
+    /// All files get new keys; where it can be told to, it stops after so many steps.
+    fn rekey(&self, steps: u8) -> Result;
 
     /// Unmounted and mounted again.
     fn again(self) -> Self;

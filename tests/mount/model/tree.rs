@@ -393,6 +393,10 @@ impl System for Tree {
         Ok(())
     }
 
+    fn rekey(&self, _steps: u8) -> Result {
+        Ok(())
+    }
+
     fn again(self) -> Self {
         self
     }

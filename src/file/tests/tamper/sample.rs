@@ -19,16 +19,24 @@ pub(super) struct Sample {
 }
 
 /// A length, the ranges of it that are holes, in chunks, and whether the holes were punched or never written.
+#[derive(Clone, Copy)]
 pub(super) struct Shape {
     pub what: &'static str,
     pub log2: u8,
     pub len: u64,
     pub holes: &'static [(u64, u64)],
     pub punched: bool,
+    /// Half of it is sealed by another key.
+    pub between: bool,
+}
+
+/// All of them, with one key and between two.
+pub(super) fn shapes() -> Vec<Shape> {
+    SHAPES.iter().copied().chain(SHAPES.iter().map(|shape| Shape { between: shape.len > 0, ..*shape })).collect()
 }
 
 pub(super) const fn shape(what: &'static str, log2: u8, len: u64) -> Shape {
-    Shape { what, log2, len, holes: &[], punched: false }
+    Shape { what, log2, len, holes: &[], punched: false, between: false }
 }
 
 pub(super) const C: u64 = 4096;
@@ -50,19 +58,15 @@ pub(super) const SHAPES: &[Shape] = &[
         len: 330 * C + 9,
         holes: &[(2, 5), (60, 70), (319, 321)],
         punched: true,
+        between: false,
     },
-    Shape { what: "sparse", log2: 12, len: 700 * C + 1, holes: &[(1, 63), (65, 580), (600, 700)], punched: false },
-    Shape { what: "a hole and nothing else", log2: 12, len: 70 * C + 5, holes: &[(0, 71)], punched: false },
+    Shape { holes: &[(1, 63), (65, 580), (600, 700)], ..shape("sparse", 12, 700 * C + 1) },
+    Shape { holes: &[(0, 71)], ..shape("a hole and nothing else", 12, 70 * C + 5) },
     shape("large chunks, one and a byte", 16, (1 << 16) + 1),
     shape("large chunks, two tag blocks", 16, (1 << 16) * 70 + 3),
-    Shape { what: "large chunks and holes", log2: 16, len: (1 << 16) * 68, holes: &[(1, 3), (63, 66)], punched: true },
+    Shape { holes: &[(1, 3), (63, 66)], punched: true, ..shape("large chunks and holes", 16, (1 << 16) * 68) },
     shape("the largest chunks", 20, (1 << 20) * 2 + 4097),
 ];
-
-pub(super) fn keys_of(file: FileId, epoch: Epoch) -> Arc<Keys> {
-    let secret = |byte| Secret32::take(&mut [byte; 32]);
-    Arc::new(Keys::from(&Dek::derive(&secret(1), &secret(2), VOLUME, file, epoch)))
-}
 
 /// Bytes of which no two chunks are alike.
 pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
@@ -120,9 +124,12 @@ impl Sample {
             generation: 0,
             batch: 0,
             root: NO_BLOCK,
+            made: 0,
+            resealing: None,
         };
         let context = Arc::clone(&volume.context);
-        let file = File::create(context, Arc::clone(&store), target, header, keys_of(id, Epoch(0))).unwrap();
+        let keys = Volume::keys(&header);
+        let file = File::create(context, Arc::clone(&store), target, header, keys).unwrap();
         let all = || {
             let mut bytes = vec![0; store.inode().stat().unwrap().len.0 as usize];
             store.read_at(&mut bytes, StoredOffset(0)).unwrap();
@@ -133,6 +140,13 @@ impl Sample {
         let old_stored = all();
         let plain = shape.write(&file, u64::from(id.0[0]));
         file.commit().unwrap();
+        if shape.between {
+            let half =
+                (0..shape.len.div_ceil(1 << shape.log2)).filter(|chunk| !shape.is_hole(*chunk)).count() as u64 / 2;
+            let done = Volume::rekey(&file, (half << shape.log2).max(1));
+            assert!(done == (half == 0), "{}: {:?}", shape.what, file.header());
+            file.commit().unwrap();
+        }
         volume.context.journal.commit_batch(volume.context.journal.begin_batch()).unwrap();
         drop(file);
         let stored = all();
@@ -151,7 +165,7 @@ impl Sample {
     pub(super) fn open(&self) -> Result<File, Error> {
         let store = self.store();
         let Found::Header(found) = Unverified::read(&*store)? else { return Err(Damage::NoHeader.into()) };
-        let keys = keys_of(found.header().file, found.header().epoch);
+        let keys = Volume::keys(found.header());
         let target = Target { file: found.header().file, ino: store.inode().stat()?.ino, path: self.name.to_vec() };
         File::open(Arc::clone(&self.volume.context), store, target, *found, keys)
     }

@@ -1,11 +1,11 @@
 //! A volume that is not mounted, opened so that its files can be changed, by this process.
 
-use crate::audit::{self, Audit, Limits};
+use crate::audit::{self, Audit, Cursor, Limits};
 use crate::crypto::Secret32;
 use crate::crypto::derive::VolumeKeys;
 use crate::daemon::control::{Command, Problem};
 use crate::daemon::guard::{Guard, GuardOptions, GuardPlace, Subject};
-use crate::daemon::{LeftFile, RewrapStatus, Rewrapper};
+use crate::daemon::{LeftFile, RekeyOrder, RekeyStatus, Rekeyer, RewrapStatus, Rewrapper};
 use crate::failure::{Exit, Failure};
 use crate::format::volume::KekRole;
 use crate::fs::Fs;
@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What the volume's lock says of this.
-const HOLDER: &str = "kmsfs rewrap";
+/// With what begins what the volume's lock says of this.
+const HOLDER: &str = "kmsfs ";
 /// How many unwrapped envelopes are kept: each is asked for once.
 const LEASES: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();
 /// For how long the end waits for what is under way.
@@ -29,6 +29,8 @@ const LAST_OPERATIONS: Duration = Duration::from_secs(5);
 
 /// How a volume is to be opened.
 pub struct How<'a> {
+    /// For which command.
+    pub what: &'static str,
     /// With its recovery key.
     pub with_recovery_kek: bool,
     /// Where the key that opens it is now, if not where the volume says.
@@ -44,6 +46,7 @@ pub struct Offline {
     path: PathBuf,
     fs: Arc<Fs>,
     rewrapper: Rewrapper,
+    rekeyer: Rekeyer,
     guard: Option<Arc<Guard>>,
     /// Dropped before the volume is let go of.
     audit: Option<Audit>,
@@ -63,7 +66,7 @@ impl Offline {
         let of_volume = |error| Failure::of_volume(path, error);
         let role = if how.with_recovery_kek { KekRole::Recovery } else { KekRole::Primary };
         let volume = Volume::open(path).map_err(of_volume)?.opened_by(role);
-        let holding = hold(path)?;
+        let holding = hold(path, how.what)?;
         let (directory, tree) = (volume.journal().map_err(of_store)?, volume.tree().map_err(of_store)?);
         let audit = Audit::open(path, volume.record().id, false, Limits::default())
             .inspect_err(|error| eprintln!("warning: there is no line of this in the audit log: {error}"))
@@ -84,6 +87,12 @@ impl Offline {
             }
             _ => None,
         };
+        if how.rollback_guard.is_none() && had_guard(path) {
+            eprintln!(
+                "warning: the volume's mounts have had a rollback guard; without --rollback-guard it takes what this makes \
+                 for new at the next mount only, and cannot tell it from an older copy until then"
+            );
+        }
         let (journal, found) = recovery::open(&*directory, &*tree, LOG_LEN).map_err(of_store)?;
         if found.crashed || !found.damaged_at.is_empty() {
             recorder.record(audit::Event::Recovery {
@@ -121,11 +130,25 @@ impl Offline {
                 }
             })));
         }
-        let rewrapper = Rewrapper::new(Arc::clone(&fs));
-        Ok(Self { path: path.to_owned(), rewrapper, fs, guard, audit, _holding: holding })
+        let (rewrapper, rekeyer) = (Rewrapper::new(Arc::clone(&fs)), Rekeyer::new(Arc::clone(&fs)));
+        Ok(Self { path: path.to_owned(), rewrapper, rekeyer, fs, guard, audit, _holding: holding })
     }
 
-    /// What a mount would answer.
+    /// What a mount would answer to a command of `rekey`.
+    ///
+    /// # Errors
+    /// The mount's, too.
+    pub fn answer_rekey(&self, command: Command) -> Result<(RekeyStatus, Vec<LeftFile>), Problem> {
+        match command {
+            Command::Rekey { path, older_than_s, anew, rate } => {
+                Ok((self.rekeyer.start(RekeyOrder { path, older_than_s, anew, rate })?, Vec::new()))
+            }
+            Command::RekeyProgress { number } => self.rekeyer.progress(number),
+            _ => Err(Problem::new("other", "only a mount does that")),
+        }
+    }
+
+    /// What a mount would answer to a command of `rewrap`.
     ///
     /// # Errors
     /// The mount's, too.
@@ -142,6 +165,7 @@ impl Offline {
     /// Ends what runs.
     pub fn cancel(&self) {
         self.rewrapper.cancel();
+        self.rekeyer.cancel();
     }
 
     /// Stores what is left, and wipes the keys.
@@ -150,6 +174,7 @@ impl Offline {
     /// The store's: the next mount recovers.
     pub fn close(self) -> Result<(), Failure> {
         self.rewrapper.close();
+        self.rekeyer.close();
         self.fs.on_new_kek(None);
         // While what has just been made is not crashed, as far as it can tell, it is clean.
         let stored = if self.fs.wants_sweep() { self.fs.commit_all() } else { self.fs.shut_down() };
@@ -163,6 +188,13 @@ impl Offline {
     }
 }
 
+/// Whether the volume was ever mounted with a rollback guard, as far as its audit log tells.
+fn had_guard(path: &Path) -> bool {
+    let lines = audit::directory(path).and_then(|directory| audit::tail(&*directory, &mut Cursor::default()));
+    let is_guard = |line: audit::Tail| line.read.is_some_and(|read| read.event == "rollback-guard");
+    lines.is_ok_and(|lines| lines.into_iter().any(is_guard))
+}
+
 fn unlock(path: &Path, volume: &Volume, ring: &Ring) -> Result<Secret32, Failure> {
     match volume.unlock(ring) {
         Ok(unwrapped) => Ok(unwrapped.secret),
@@ -171,14 +203,15 @@ fn unlock(path: &Path, volume: &Volume, ring: &Ring) -> Result<Secret32, Failure
     }
 }
 
-fn hold(path: &Path) -> Result<Holding, Failure> {
+fn hold(path: &Path, what: &str) -> Result<Holding, Failure> {
     let of_store = |error: std::io::Error| Failure::of_store(path, &error);
-    let holder = match Holding::take(path, &Holder::here(HOLDER), false).map_err(of_store)? {
+    let holder = match Holding::take(path, &Holder::here(format!("{HOLDER}{what}")), false).map_err(of_store)? {
         Ok(holding) => return Ok(holding),
         Err(holder) => holder,
     };
-    if let Some(other) = holder.as_ref().filter(|holder| holder.mountpoint == HOLDER) {
-        let message = format!("a rewrap runs on {} already, by process {}", path.display(), other.pid);
+    let command = holder.as_ref().and_then(|holder| Some((holder, holder.mountpoint.strip_prefix(HOLDER)?)));
+    if let Some((other, what)) = command {
+        let message = format!("a {what} runs on {} already, by process {}", path.display(), other.pid);
         return Err(Failure::new(Exit::Busy, message).hint("wait for its end"));
     }
     let who = holder.map_or_else(|| "by another process".to_owned(), |holder| holder.to_string());
