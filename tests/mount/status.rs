@@ -81,7 +81,9 @@ fn the_page_can_only_be_read_and_loads_nothing_from_elsewhere() {
             answer.starts_with("HTTP/1.1 200") && answer.contains("content-security-policy: default-src 'none'"),
             "{answer}"
         );
-        assert!(!answer.contains("innerHTML") && !answer.contains("https://"), "{path}");
+        // The keys of mounts have addresses.
+        let loads = path != "/status.json" && (answer.contains("innerHTML") || answer.contains("https://"));
+        assert!(!loads, "{path}");
     }
     for request in ["POST / HTTP/1.1\r\nHost: localhost", "DELETE /status.json HTTP/1.1\r\nHost: localhost"] {
         assert!(server.ask(request).starts_with("HTTP/1.1 405"), "{request}");
