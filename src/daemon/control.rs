@@ -335,9 +335,13 @@ pub fn ask_socket(socket: &Path, command: Command) -> io::Result<(Reply, Connect
 fn converse_with(mut stream: UnixStream, command: Command) -> io::Result<(Reply, Connection)> {
     let mut text = serde_json::to_string(&Request { version: VERSION, command })?;
     text.push('\n');
-    stream.write_all(text.as_bytes())?;
+    // A mount that takes no more connections says so, and closes without reading.
+    let sent = stream.write_all(text.as_bytes());
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line)?;
+    if line.is_empty() {
+        sent?;
+    }
     Ok((serde_json::from_str(&line)?, Connection(stream)))
 }
 

@@ -119,3 +119,25 @@ fn only_the_mounts_own_user_can_connect_and_hostile_requests_end_in_an_answer() 
     );
     assert_eq!(mount.status()["state"], "unlocked");
 }
+
+#[test]
+fn whoever_comes_after_too_many_is_told_so_and_those_who_leave_make_room() {
+    let mount = Mount::new();
+    let place = mount.at("").display().to_string();
+    let mut held = Vec::new();
+    let refused = |held: &mut Vec<UnixStream>| {
+        held.push(UnixStream::connect(socket(&mount)).expect("the control socket"));
+        let ended = mount.volume().run(&["lock", &place]);
+        assert!(held.len() < 200, "nobody is refused");
+        (ended.code == 10).then_some(ended)
+    };
+    held.extend((0..64).map(|_| UnixStream::connect(socket(&mount)).expect("the control socket")));
+    let ended = loop {
+        if let Some(ended) = refused(&mut held) {
+            break ended;
+        }
+    };
+    assert!(ended.stderr.contains("64 programs are connected"), "{ended:?}");
+    drop(held);
+    crate::harness::until("room", || mount.volume().run(&["status", "--json", &place]).code == 0);
+}
