@@ -71,7 +71,7 @@ impl Monitor {
     pub fn readiness(&self) -> Readiness {
         let status = self.status();
         let mut why = Vec::new();
-        if !matches!(status.state.as_str(), "unlocked") {
+        if status.state != "unlocked" && !status.is_resting() {
             let reason = status.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
             why.push(format!("{}{reason}", status.state));
         }

@@ -89,9 +89,14 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether it is unlocked and the KMS granted its key the last time that it was asked.
+    /// Whether the KMS granted its key the last time that it was asked, and it is unlocked, or will be for whoever uses it.
     pub fn is_granted(&self) -> bool {
-        self.state == "unlocked" && self.last_error.is_none()
+        (self.state == "unlocked" || self.is_resting()) && self.last_error.is_none()
+    }
+
+    /// Whether it is locked only because nobody uses it.
+    pub fn is_resting(&self) -> bool {
+        self.reason.as_deref() == Some("idle")
     }
 
     /// The state of a mount now.

@@ -1,6 +1,7 @@
 //! Mounts that nobody uses: they lock, or go, and come back for whoever uses them.
 
 use crate::harness::{Mount, Outcome, Volume, number, until};
+use kmsfs::daemon::control::{self, Command, Reply};
 use std::fs;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::FileExt;
@@ -57,6 +58,9 @@ fn a_mount_that_nobody_uses_locks_and_is_unlocked_for_whoever_does() -> Outcome 
     // Who only looks whether it is there wakes nobody.
     fs::metadata(mount.at(""))?;
     rustix::fs::statfs(mount.at(""))?;
+    // Nor does a probe, for which it is ready.
+    let (reply, _) = control::ask(&mount.volume().mountpoint(), Command::Ready)?;
+    assert!(matches!(&reply, Reply::Ready(readiness) if readiness.ready), "{reply:?}");
     assert_eq!(reason(&mount), "idle");
     drop(file);
     until("it locks", || reason(&mount) == "idle");

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 /// The states that a mount can have.
 const STATES: [&str; 5] = ["unlocked", "read-only", "prevent-new", "draining", "locked"];
 /// Why it is not unlocked.
-const REASONS: [&str; 3] = ["revoked", "unreachable", "operator"];
+const REASONS: [&str; 4] = ["revoked", "unreachable", "operator", "idle"];
 /// How calls to the KMS fail.
 const FAILURES: [&str; 5] = ["refused", "unreachable", "damaged", "misconfigured", "credentials"];
 
@@ -165,7 +165,7 @@ impl Mount<'_> {
             self.gauge("kmsfs_state_reason", help, &[("reason", reason)], value);
         }
         self.gauge("kmsfs_state_seconds", "For how long the mount has had its state.", &[], status.since_s);
-        let help = "1 if the mount is unlocked and the KMS granted its key the last time that it was asked.";
+        let help = "1 if the mount is unlocked or rests, and the KMS granted its key the last time that it was asked.";
         self.gauge("kmsfs_ready", help, &[], f64::from(status.is_granted()));
         let help = "For how long keys may be used without another answer of the KMS; 0 if locked.";
         self.gauge("kmsfs_lease_remaining_seconds", help, &[], status.lease_remaining_s);
