@@ -29,19 +29,25 @@ impl Idle {
         std::thread::Builder::new().name("kmsfs-idle".into()).spawn(move || {
             // Often enough to be late by little.
             let look = (first / 10).clamp(Duration::from_millis(10), Duration::from_secs(10));
-            let (mut seen, mut since) = (0, Instant::now());
+            let (mut seen, mut since, mut unlocked) = (0, Instant::now(), Instant::now());
             while let (Some(requests), Some(keeper)) = (requests(&fs), keeper.upgrade()) {
                 if requests != seen {
                     (seen, since) = (requests, Instant::now());
                 }
-                let is_due = |after: Option<Duration>| after.is_some_and(|after| since.elapsed() >= after);
-                if is_due(self.unmount) {
+                let is_unlocked = keeper.status().state == State::Unlocked;
+                if !is_unlocked {
+                    // Whoever waited for it has as long as after a request.
+                    unlocked = Instant::now();
+                }
+                let is_due =
+                    |begin: Instant, after: Option<Duration>| after.is_some_and(|after| begin.elapsed() >= after);
+                if is_due(since, self.unmount) {
                     match mountpoint::unmount(&mountpoint) {
                         Ok(()) => return tracing::info!("unmounted: nobody has used it for {:?}", since.elapsed()),
                         // Somebody has something open. It counts from anew.
                         Err(_) => since = Instant::now(),
                     }
-                } else if is_due(self.lock) && keeper.status().state == State::Unlocked {
+                } else if is_unlocked && is_due(since.max(unlocked), self.lock) {
                     keeper.lock_idle();
                     // Somebody may have come meanwhile, and unlocked it.
                     since = Instant::now();

@@ -105,9 +105,10 @@ fn a_mount_that_nobody_uses_goes_unless_something_of_it_is_open() -> Outcome {
     until("it had the time", || began.elapsed() > std::time::Duration::from_secs(3));
     assert!(is_mounted(mount.volume()), "{}", log(&mount));
     assert_eq!(mount.status()["pid"], status["pid"]);
-    drop(file);
+    // The one begins before the other ends.
     let mut child =
         std::process::Command::new("cat").current_dir(mount.at("")).stdin(std::process::Stdio::piped()).spawn()?;
+    drop(file);
     let began = std::time::Instant::now();
     until("it had the time", || began.elapsed() > std::time::Duration::from_secs(3));
     assert!(is_mounted(mount.volume()), "{}", log(&mount));
