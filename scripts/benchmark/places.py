@@ -114,6 +114,8 @@ class Disk:
                 if time.monotonic() > until:
                     raise Trouble(f"{self.path} cannot be unmounted", f"what uses it: fuser -vm {self.path}")
                 time.sleep(0.1)
+        # Mountpoints of tenants cannot be changed while nothing is mounted there.
+        subprocess.run(["chattr", "-R", "-i", str(self.directory)], check=False, stderr=subprocess.DEVNULL)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def serve(self, name, command, environment=None):

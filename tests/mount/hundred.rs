@@ -152,8 +152,10 @@ impl Drop for Host {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         for mountpoint in self.names.iter().map(|name| self.mountpoint(name)) {
             if mounts.contains(&format!(" {} ", mountpoint.display())) {
-                let _ = self.command(&["umount", "--lazy"], |command| command.arg(mountpoint)).output();
+                let _ = self.command(&["umount", "--lazy"], |command| command.arg(&mountpoint)).output();
             }
+            // It was made unchangeable, and is to go with the directory.
+            let _ = std::process::Command::new("chattr").arg("-i").arg(&mountpoint).output();
         }
     }
 }
