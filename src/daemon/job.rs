@@ -3,10 +3,9 @@
 use super::control::Problem;
 use crate::fs::rewrap::Stopped;
 use crate::fs::volume::VolumeError;
-use crate::fs::{Claim, Fs};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::num::NonZeroU64;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -43,27 +42,8 @@ impl State {
     }
 }
 
-/// All files, for what gives each of them something new.
-///
-/// # Errors
-/// `busy` if something does so already, `locked` if the volume is; `other` if nothing may be changed.
-pub(super) fn claim(fs: &Arc<Fs>, what: &'static str) -> Result<Claim, Problem> {
-    if fs.is_read_only() {
-        let problem = Problem::new("other", "the volume is mounted so that nothing can be changed");
-        let hint = format!("mount it without -o ro, or unmount it: {what} does it to the volume's directory");
-        return Err(problem.hint(&hint));
-    }
-    if !fs.is_open() {
-        return Err(Problem::new("locked", "the volume is locked").hint("unlock it first"));
-    }
-    fs.claim(what).map_err(|other| {
-        let hint = format!("kmsfs status shows how far it is; {other} --cancel ends it");
-        Problem::new("busy", format!("a {other} runs on this mount already")).hint(&hint)
-    })
-}
-
 /// One job, as those see it who wait for it or stop it.
-pub(super) struct Job {
+pub struct Job {
     stop: AtomicBool,
     /// Until when it has to wait for what it has done to fit its rate.
     due: Mutex<Instant>,
@@ -102,6 +82,13 @@ impl Job {
         *due = (*due).max(Instant::now()) + takes;
         let until = *due;
         self.hurry.wait_while_until(&mut due, |_| !self.stop.load(Relaxed), until);
+    }
+
+    /// Waits until so much more fits a rate a second, if there is one.
+    pub fn keep(&self, rate: Option<NonZeroU64>, amount: u64) {
+        if let Some(rate) = rate {
+            self.pace(Duration::from_secs_f64(amount as f64 / rate.get() as f64));
+        }
     }
 
     /// Tells it to stop; returns whether it was running.

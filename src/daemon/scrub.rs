@@ -228,9 +228,7 @@ impl Scrub {
 
     /// Waits until so many bytes more fit the rate. Every piece of a file costs a page at least.
     fn pace(&self, bytes: u64) {
-        if let Some(rate) = self.rate {
-            self.job.pace(Duration::from_secs_f64(bytes.max(PAGE as u64) as f64 / rate.get() as f64));
-        }
+        self.job.keep(self.rate, bytes.max(PAGE as u64));
     }
 
     fn status(&self) -> ScrubStatus {
