@@ -5,10 +5,11 @@
 use super::data::Stored;
 use super::nodes::Place;
 use super::volume::VolumeError;
-use super::walk::{Look, Seen};
+use super::walk::{Look, Seen, there};
 use super::*;
 use crate::crypto::Secret32;
-use crate::file::{self, Batched, Damage};
+use crate::file::{self, Batched, Damage, Found, Unverified};
+use crate::format::header::Header;
 use crate::kms::{KmsError, KmsErrorKind, Wrapped};
 use crate::lease::LeaseError;
 use std::io;
@@ -115,6 +116,30 @@ impl<'a> Work<'a> {
 
     pub fn stopped(&self, error: Error) -> Stopped {
         self::stopped(self.stop, error)
+    }
+
+    /// Opens a file that the walk has seen, to be changed; none if its header says that it need not be, or if it has gone.
+    /// What cannot be opened is left.
+    pub fn open_unless(
+        &mut self,
+        is_done: impl Fn(&Header) -> bool,
+        seen: &Seen<'_>,
+    ) -> Result<Option<Arc<dyn StoreFile>>, Stopped> {
+        // Most of what is not to be changed needs no more than this.
+        if let Ok(read) = seen.directory.open_file(seen.entry, false)
+            && let Ok(Found::Header(found)) = Unverified::read(&*read)
+            && is_done(found.header())
+        {
+            return Ok(None);
+        }
+        match there(open_writable(seen.directory, seen.entry)) {
+            Err(Error::Errno(number)) => {
+                let error = io::Error::from_raw_os_error(number);
+                self.leave(seen.stat.ino, self.stored(seen), error.to_string(), false);
+                Ok(None)
+            }
+            opened => opened.map_err(|error| self.stopped(error)),
+        }
     }
 
     /// What came of a file that the walk has seen, if that ends nothing.
@@ -366,7 +391,7 @@ pub(super) fn join(directory: &[u8], entry: &[u8]) -> Vec<u8> {
 }
 
 /// Opens a stored file for writing. One that its owner made read-only is made writable for that moment.
-pub(super) fn open_writable(directory: &dyn StoreDir, entry: &[u8]) -> io::Result<Arc<dyn StoreFile>> {
+fn open_writable(directory: &dyn StoreDir, entry: &[u8]) -> io::Result<Arc<dyn StoreFile>> {
     match directory.open_file(entry, true) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let inode = directory.entry(entry)?;

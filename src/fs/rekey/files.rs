@@ -1,8 +1,8 @@
 //! The files of a rekey, one after the other: an envelope, and then step by step through the content.
 
 use super::super::create::now;
-use super::super::renewal::{NotDone, Problem, Work, join, open_writable};
-use super::super::walk::{Seen, there};
+use super::super::renewal::{NotDone, Problem, Work, join};
+use super::super::walk::Seen;
 use super::super::*;
 use super::{Plan, Rekey, Stopped, is_done, size};
 use crate::crypto::derive::Dek;
@@ -11,7 +11,6 @@ use crate::format::volume::RekeyState;
 use crate::kms::Wrapped;
 use crate::units::Epoch;
 use lru::LruCache;
-use std::io;
 use std::num::NonZeroUsize;
 
 /// So many files are committed together.
@@ -75,23 +74,8 @@ impl<'a> Files<'a> {
 
     fn file(&mut self, seen: &Seen<'_>) -> Result<(), Stopped> {
         let fs = self.rekey.fs;
-        // Most of what is not to be changed needs no more than this.
-        if let Ok(read) = seen.directory.open_file(seen.entry, false)
-            && let Ok(Found::Header(found)) = Unverified::read(&*read)
-            && !self.plan.wants(found.header(), self.target)
-        {
-            return Ok(());
-        }
-        let store = match there(open_writable(seen.directory, seen.entry)) {
-            Ok(Some(store)) => store,
-            Ok(None) => return Ok(()),
-            Err(Error::Errno(number)) => {
-                let error = io::Error::from_raw_os_error(number);
-                self.work.leave(seen.stat.ino, self.work.stored(seen), error.to_string(), false);
-                return Ok(());
-            }
-            Err(error) => return Err(self.work.stopped(error)),
-        };
+        let (plan, target) = (self.plan, self.target);
+        let Some(store) = self.work.open_unless(|header| !plan.wants(header, target), seen)? else { return Ok(()) };
         let done = self.store(&store, &|| join(&fs.nodes.path(seen.parent), seen.entry));
         self.work.or_left(seen, &*store, done)
     }

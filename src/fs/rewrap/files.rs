@@ -1,8 +1,8 @@
 //! The files of a rewrap, one after the other: their secrets by the new KEK, and their headers to the disk.
 
 use super::super::envelopes::Wraps;
-use super::super::renewal::{NotDone, Problem, Work, join, open_writable};
-use super::super::walk::{Seen, there};
+use super::super::renewal::{NotDone, Problem, Work, join};
+use super::super::walk::Seen;
 use super::super::*;
 use super::{Rewrap, Stopped, Target};
 use crate::crypto::Secret32;
@@ -12,7 +12,6 @@ use crate::format::volume::KekRole;
 use crate::kms::{KmsError, KmsErrorKind};
 use crate::ledger::Seen as Version;
 use lru::LruCache;
-use std::io;
 use std::num::NonZeroUsize;
 
 /// So many files get their headers with one sync of the journal; all of them together are a small part of a log.
@@ -48,23 +47,8 @@ impl<'a> Files<'a> {
     pub fn look(&mut self, seen: &Seen<'_>) -> Result<(), Stopped> {
         let fs = self.rewrap.fs;
         let path = || join(&fs.nodes.path(seen.parent), seen.entry);
-        // Most of what is not to be changed needs no more than this.
-        if let Ok(read) = seen.directory.open_file(seen.entry, false)
-            && let Ok(Found::Header(found)) = Unverified::read(&*read)
-            && self.target.is_met_by(found.header())
-        {
-            return Ok(());
-        }
-        let store = match there(open_writable(seen.directory, seen.entry)) {
-            Ok(Some(store)) => store,
-            Ok(None) => return Ok(()),
-            Err(Error::Errno(number)) => {
-                let error = io::Error::from_raw_os_error(number);
-                self.work.leave(seen.stat.ino, self.work.stored(seen), error.to_string(), false);
-                return Ok(());
-            }
-            Err(error) => return Err(self.work.stopped(error)),
-        };
+        let target = self.target;
+        let Some(store) = self.work.open_unless(|header| target.is_met_by(header), seen)? else { return Ok(()) };
         let done = self.store(&store, &path);
         self.work.or_left(seen, &*store, done)
     }
