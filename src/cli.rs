@@ -14,6 +14,7 @@ mod mount;
 mod mount_helper;
 mod offline;
 mod rekey;
+mod renewal;
 mod report;
 mod rewrap;
 mod rollback;

@@ -3,23 +3,20 @@
 
 use super::fsck::stop_on_signals;
 use super::offline::{How, Offline};
+use super::renewal::{self, End};
 use super::rewrap::{bar, mounted};
 use super::{Exit, Failure};
-use crate::daemon::control::{self, Command, Problem, Reply};
+use crate::daemon::control::{self, Command, Reply};
 use crate::daemon::guard::GuardPlace;
 use crate::daemon::{JobState, LeftFile, RekeyStatus};
 use crate::lease::KMS_RATE;
 use clap::Args;
-use serde_json::json;
 use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-/// So many of the files that are left are printed.
-const SHOWN: usize = 20;
 
 /// Gives files new data keys, and seals their content again.
 #[derive(Args)]
@@ -100,11 +97,13 @@ pub fn run(arguments: &RekeyCommand) -> Result<(), Failure> {
     }
     let (status, left) = result?;
     if arguments.json {
-        println!("{:#}", to_json(&status, &left));
+        let is_complete = status.state == JobState::Complete && status.left == 0;
+        println!("{:#}", renewal::to_json(&status, is_complete, &left));
     } else {
         print(&status, &left);
     }
-    outcome(status, &left)
+    let end = End { state: status.state, problem: status.problem, left: (status.left, &left) };
+    renewal::outcome("rekey", end, "still have their old key", "every file can be read; the same command goes on")
 }
 
 /// The names that a path consists of, from the root of the volume on.
@@ -188,56 +187,17 @@ fn wait(
 }
 
 fn print(status: &RekeyStatus, left: &[LeftFile]) {
-    let took = Duration::from_secs_f64(status.took_s.max(0.001));
     println!(
         "{} files, {}, got new keys in {}; the KMS unwrapped {} secrets, {} new ones were wrapped",
         status.rekeyed,
         indicatif::HumanBytes(status.bytes),
-        humantime::format_duration(Duration::from_millis(took.as_millis() as u64)),
+        renewal::took(status.took_s),
         status.unwrapped,
         status.wrapped
     );
-    for file in left.iter().take(SHOWN) {
-        println!("left: {}: {}", file.stored, file.why);
-    }
-    if status.left > SHOWN as u64 {
-        println!("left: {} more", status.left - left.len().min(SHOWN) as u64);
-    }
+    renewal::print_left(status.left, left);
     if status.floor_raised {
         println!("every file has a key of epoch {} or later; what has an older one is refused", status.epoch);
         println!("copies of the volume that were made before are what they were: the old keys open them");
     }
-}
-
-fn outcome(status: RekeyStatus, left: &[LeftFile]) -> Result<(), Failure> {
-    let goes_on = "every file can be read; the same command goes on";
-    let failure = match status.state {
-        JobState::Complete if status.left > 0 => {
-            let message = format!("{} files still have their old key", status.left);
-            let refused = left.iter().all(|file| file.refused);
-            let failure = Failure::new(if refused { Exit::KmsRefused } else { Exit::Damage }, message);
-            failure.hint(if refused {
-                "enable the key, or the version, that they need, and give the same command again"
-            } else {
-                "restore or remove them (kmsfs fsck --deep --quarantine DIR moves them out), and give the same command again"
-            })
-        }
-        JobState::Complete => return Ok(()),
-        JobState::Locked => Failure::new(Exit::Failure, "the volume locked before the end").hint(goes_on),
-        JobState::Unmounted => Failure::new(Exit::Mountpoint, "the volume was unmounted before the end").hint(goes_on),
-        JobState::Cancelled => Failure::new(Exit::Interrupted, "cancelled before the end").hint(goes_on),
-        JobState::Running | JobState::Failed => {
-            let problem = status.problem.unwrap_or_else(|| Problem::new("other", "the rekey failed"));
-            let hint = problem.hint.clone().unwrap_or_else(|| goes_on.to_owned());
-            Failure::from(problem).hint(hint)
-        }
-    };
-    Err(failure)
-}
-
-fn to_json(status: &RekeyStatus, left: &[LeftFile]) -> serde_json::Value {
-    let mut value = json!(status);
-    value["complete"] = json!(status.state == JobState::Complete && status.left == 0);
-    value["left_files"] = json!(left);
-    value
 }

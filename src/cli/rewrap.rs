@@ -3,8 +3,9 @@
 
 use super::fsck::stop_on_signals;
 use super::offline::{How, Offline};
+use super::renewal::{self, End};
 use super::{Exit, Failure};
-use crate::daemon::control::{self, Command, Problem, Reply};
+use crate::daemon::control::{self, Command, Reply};
 use crate::daemon::guard::GuardPlace;
 use crate::daemon::{JobState, LeftFile, RewrapStatus, mountpoint};
 use crate::fs::volume::{Holding, Volume};
@@ -12,16 +13,11 @@ use crate::kms::KekRef;
 use crate::lease::KMS_RATE;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
 use std::io::IsTerminal;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
-/// So many of the files that are left are printed.
-const SHOWN: usize = 20;
 
 /// Wraps everything in a volume by another key, or by the newest version of its own.
 #[derive(Args)]
@@ -105,11 +101,18 @@ pub fn run(arguments: &RewrapCommand) -> Result<(), Failure> {
     }
     let (status, left) = result?;
     if arguments.json {
-        println!("{:#}", to_json(&status, &left));
+        let is_complete = status.state == JobState::Complete && status.left == 0;
+        println!("{:#}", renewal::to_json(&status, is_complete, &left));
     } else {
         print(&status, &left);
     }
-    outcome(status, &left)
+    let end = End { state: status.state, problem: status.problem, left: (status.left, &left) };
+    renewal::outcome(
+        "rewrap",
+        end,
+        "still need the old key: do not disable it",
+        "the same command goes on; until it has come to its end, the old key and the new one are needed",
+    )
 }
 
 /// Where the volume is mounted, `None` if it is not.
@@ -198,11 +201,10 @@ pub(super) fn bar(template: &str) -> ProgressBar {
 }
 
 fn print(status: &RewrapStatus, left: &[LeftFile]) {
-    let took = Duration::from_secs_f64(status.took_s.max(0.001));
     println!(
         "{} files got a new header in {}; the KMS unwrapped {} secrets, {} were wrapped",
         status.rewrapped,
-        humantime::format_duration(Duration::from_millis(took.as_millis() as u64)),
+        renewal::took(status.took_s),
         status.unwrapped,
         status.wrapped
     );
@@ -213,12 +215,7 @@ fn print(status: &RewrapStatus, left: &[LeftFile]) {
             count.kek.as_deref().unwrap_or("a key that is not the volume's")
         );
     }
-    for file in left.iter().take(SHOWN) {
-        println!("left: {}: {}", file.stored, file.why);
-    }
-    if status.left > SHOWN as u64 {
-        println!("left: {} more", status.left - left.len().min(SHOWN) as u64);
-    }
+    renewal::print_left(status.left, left);
     if status.state != JobState::Complete || status.left > 0 {
         return;
     }
@@ -229,37 +226,4 @@ fn print(status: &RewrapStatus, left: &[LeftFile]) {
     if !status.safe_to_disable.is_empty() {
         println!("nothing in the volume needs that any more; copies of the volume that were made before still do");
     }
-}
-
-fn outcome(status: RewrapStatus, left: &[LeftFile]) -> Result<(), Failure> {
-    let both = "the same command goes on; until it has come to its end, the old key and the new one are needed";
-    let failure = match status.state {
-        JobState::Complete if status.left > 0 => {
-            let message = format!("{} files still need the old key: do not disable it", status.left);
-            let refused = left.iter().all(|file| file.refused);
-            let failure = Failure::new(if refused { Exit::KmsRefused } else { Exit::Damage }, message);
-            failure.hint(if refused {
-                "enable the key, or the version, that they need, and give the same command again"
-            } else {
-                "restore or remove them (kmsfs fsck --deep --quarantine DIR moves them out), and give the same command again"
-            })
-        }
-        JobState::Complete => return Ok(()),
-        JobState::Locked => Failure::new(Exit::Failure, "the volume locked before the end").hint(both),
-        JobState::Unmounted => Failure::new(Exit::Mountpoint, "the volume was unmounted before the end").hint(both),
-        JobState::Cancelled => Failure::new(Exit::Interrupted, "cancelled before the end").hint(both),
-        JobState::Running | JobState::Failed => {
-            let problem = status.problem.unwrap_or_else(|| Problem::new("other", "the rewrap failed"));
-            let hint = problem.hint.clone().unwrap_or_else(|| both.to_owned());
-            Failure::from(problem).hint(hint)
-        }
-    };
-    Err(failure)
-}
-
-fn to_json(status: &RewrapStatus, left: &[LeftFile]) -> serde_json::Value {
-    let mut value = json!(status);
-    value["complete"] = json!(status.state == JobState::Complete && status.left == 0);
-    value["left_files"] = json!(left);
-    value
 }
