@@ -166,6 +166,8 @@ pub trait StoreFile: Send + Sync {
     fn sync(&self, data_only: bool) -> io::Result<()>;
     /// The inode itself.
     fn inode(&self) -> &dyn Inode;
+    /// Lets the system begin to read a range that is going to be read, together with others; a hint.
+    fn will_read(&self, _offset: StoredOffset, _len: u64) {}
     /// Lets the system drop what it keeps of the content in memory, so that it is read from the disk again; a hint.
     fn uncache(&self) {}
 }

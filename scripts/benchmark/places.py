@@ -79,7 +79,13 @@ class Disk:
             with open(self.directory / "image", "wb") as image:
                 image.truncate(self.size)
             run("mkfs.ext4", "-q", "-F", "-O", "has_journal", "-E", "lazy_itable_init=0,lazy_journal_init=0", self.directory / "image")
-            run("mount", "-o", "loop", self.directory / "image", self.path)
+            # Without the page cache of the host, which would read ahead, and keep what was written, as no disk does.
+            device = run("losetup", "--find", "--show", "--direct-io=on", self.directory / "image").strip()
+            try:
+                run("mount", device, self.path)
+            finally:
+                # When it is unmounted.
+                run("losetup", "--detach", device)
         except BaseException:
             self.take_away()
             raise

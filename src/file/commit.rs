@@ -15,7 +15,7 @@ use super::{Error, File, Keys};
 use crate::format::PAGE;
 use crate::format::geometry::EntryPlace;
 use crate::format::tags::{ENTRIES_PER_BLOCK, ENTRY_LEN, MAC_LEN, Parent, parent};
-use crate::journal::{Appended, Update};
+use crate::journal::{Appended, Content, Update};
 use crate::store::{SetTime, StoreFile, Timestamp};
 use crate::units::{ChunkIndex, StoredOffset};
 use std::collections::HashMap;
@@ -185,15 +185,15 @@ impl File {
         header.generation += 1;
         header.batch = 0;
         let page = *state.page.seal(&keys.header_mac);
-        let mut writes: Vec<(StoredOffset, Arc<[u8]>)> = Vec::new();
-        writes.push((StoredOffset(FIELDS.start as u64), Arc::from(&page[FIELDS])));
+        let mut writes: Vec<(StoredOffset, Content)> = Vec::new();
+        writes.push((StoredOffset(FIELDS.start as u64), page[FIELDS].into()));
         if state.dirty.envelope {
-            writes.push((StoredOffset(WRAPS.start as u64), Arc::from(&page[WRAPS])));
+            writes.push((StoredOffset(WRAPS.start as u64), page[WRAPS].into()));
         }
-        writes.push((StoredOffset(MAC.start as u64), Arc::from(&page[MAC])));
+        writes.push((StoredOffset(MAC.start as u64), page[MAC].into()));
         self.tag_writes(state, &page, &mut writes);
         for (chunk, sealed) in &state.pending {
-            writes.push((self.context.geometry.stored_chunk(ChunkIndex(*chunk)), Arc::clone(sealed)));
+            writes.push((self.context.geometry.stored_chunk(ChunkIndex(*chunk)), Content::Bytes(Arc::clone(sealed))));
         }
         let stored_len = self.context.geometry.stored_len(state.len());
         let pending: HashMap<_, _> = std::mem::take(&mut state.pending).into_iter().collect();
@@ -232,26 +232,26 @@ impl File {
     }
 
     /// The changed tags, as few bytes as say it: whole blocks only where the block is new.
-    fn tag_writes(&self, state: &State, page: &[u8; PAGE], writes: &mut Vec<(StoredOffset, Arc<[u8]>)>) {
+    fn tag_writes(&self, state: &State, page: &[u8; PAGE], writes: &mut Vec<(StoredOffset, Content)>) {
         let geometry = self.context.geometry;
         let whole = |block: &u64| state.dirty.new_blocks.contains(block);
         for (number, block) in
             state.dirty.new_blocks.iter().filter_map(|number| Some((number, state.blocks.get(number)?)))
         {
-            writes.push((geometry.stored_block(*number), Arc::from(&block.bytes()[..])));
+            writes.push((geometry.stored_block(*number), block.bytes()[..].into()));
         }
         for chunk in &state.dirty.entries {
             match geometry.entry_place(ChunkIndex(*chunk)) {
                 EntryPlace::Header(number) => {
                     let at = ENTRIES_AT + number * ENTRY_LEN;
-                    writes.push((StoredOffset(at as u64), Arc::from(&page[at..at + ENTRY_LEN])));
+                    writes.push((StoredOffset(at as u64), page[at..at + ENTRY_LEN].into()));
                 }
                 EntryPlace::Block(number, _) if whole(&number) => (),
                 EntryPlace::Block(number, entry) => {
                     let Some(block) = state.blocks.get(&number) else { continue };
                     let at = entry * ENTRY_LEN;
                     let stored = StoredOffset(geometry.stored_block(number).0 + at as u64);
-                    writes.push((stored, Arc::from(&block.bytes()[at..at + ENTRY_LEN])));
+                    writes.push((stored, block.bytes()[at..at + ENTRY_LEN].into()));
                 }
             }
         }
@@ -262,7 +262,7 @@ impl File {
             {
                 let at = ENTRIES_PER_BLOCK * ENTRY_LEN + position * MAC_LEN;
                 let stored = StoredOffset(geometry.stored_block(above).0 + at as u64);
-                writes.push((stored, Arc::from(&block.bytes()[at..at + MAC_LEN])));
+                writes.push((stored, block.bytes()[at..at + MAC_LEN].into()));
             }
         }
     }

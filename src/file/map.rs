@@ -11,6 +11,16 @@ use std::collections::BTreeSet;
 
 /// How many tag blocks of a file are kept, 6 MiB: with 4 KiB chunks they cover 512 MiB of it.
 const MAX_CACHED_BLOCKS: usize = 512;
+/// And so many more as there are blocks with others below them, but not more than this, 42 MiB: enough for 224 GiB. With
+/// these in memory any chunk is one block away.
+const MAX_CACHED_PARENTS: u64 = 3584;
+
+/// A tag block that was read without the lock that it takes to keep it, and the MAC by which it was verified.
+pub(super) struct Fetched {
+    number: u64,
+    mac: Mac,
+    block: TagBlock,
+}
 
 impl Dirty {
     /// Whether a block or one below it has changed. Until changes are sealed they are not seen from above.
@@ -87,24 +97,106 @@ impl File {
         (first..=last).try_for_each(|block| self.load_block(state, keys, block))
     }
 
+    /// Reads and verifies what [`load`](Self::load) would need, as far as it can, for it to be [kept](Self::keep).
+    /// Whatever is damaged is left to `load`, which says so.
+    pub(super) fn fetch(&self, state: &State, keys: &Keys, first: ChunkIndex, last: ChunkIndex) -> Vec<Fetched> {
+        let mut fetched = Vec::new();
+        let EntryPlace::Block(last, _) = self.context.geometry.entry_place(last) else { return fetched };
+        let first = match self.context.geometry.entry_place(first) {
+            EntryPlace::Header(_) => 0,
+            EntryPlace::Block(block, _) => block,
+        };
+        for block in first..=last {
+            if self.fetch_block(state, keys, block, &mut fetched).is_err() {
+                break;
+            }
+        }
+        fetched
+    }
+
+    /// Fetches a block that is not in memory, and before it those above it.
+    fn fetch_block(&self, state: &State, keys: &Keys, block: u64, fetched: &mut Vec<Fetched>) -> Result<(), Error> {
+        let mut missing = Vec::new();
+        let mut next = Parent::Block(block, 0);
+        while let Parent::Block(number, _) = next
+            && !state.blocks.contains_key(&number)
+            && fetched.iter().all(|fetched| fetched.number != number)
+        {
+            missing.push(number);
+            next = parent(number);
+        }
+        let absent = |number| match parent(number) {
+            Parent::Header => state.page.header().root == NO_BLOCK,
+            Parent::Block(..) => false,
+        };
+        if missing.last().is_none_or(|top| absent(*top)) {
+            return Ok(());
+        }
+        if missing.len() > 1 {
+            for number in &missing {
+                self.store.will_read(self.context.geometry.stored_block(*number), BLOCK_LEN as u64);
+            }
+        }
+        for number in missing.into_iter().rev() {
+            let mac = match parent(number) {
+                Parent::Header => state.page.header().root,
+                Parent::Block(above, position) => state
+                    .blocks
+                    .get(&above)
+                    .or_else(|| fetched.iter().find(|fetched| fetched.number == above).map(|fetched| &fetched.block))
+                    .map_or(NO_BLOCK, |above| above.child(position)),
+            };
+            // What is not there has nothing below it either.
+            if mac == NO_BLOCK {
+                break;
+            }
+            let block = self.read_block(state, keys, number, &mac)?;
+            fetched.push(Fetched { number, mac, block });
+        }
+        Ok(())
+    }
+
+    /// Keeps the blocks that were fetched, unless they have changed since: a block is the one that was verified as long as
+    /// the block above it holds the same MAC and nobody else has brought it into memory to change it.
+    pub(super) fn keep(&self, state: &mut State, fetched: Vec<Fetched>, first: ChunkIndex, last: ChunkIndex) {
+        if fetched.is_empty() {
+            return;
+        }
+        let block = |chunk| match self.context.geometry.entry_place(chunk) {
+            EntryPlace::Header(_) => 0,
+            EntryPlace::Block(block, _) => block,
+        };
+        self.evict(state, block(first), block(last));
+        for Fetched { number, mac, block } in fetched {
+            let expected = match parent(number) {
+                Parent::Header => Some(state.page.header().root),
+                Parent::Block(above, position) => state.blocks.get(&above).map(|above| above.child(position)),
+            };
+            if expected == Some(mac) {
+                state.blocks.entry(number).or_insert(block);
+            }
+        }
+    }
+
     pub(super) fn load_block(&self, state: &mut State, keys: &Keys, block: u64) -> Result<(), Error> {
         if state.blocks.contains_key(&block) {
             return Ok(());
         }
         let expected = self.mac_of(state, keys, block)?;
-        let loaded = if expected == NO_BLOCK {
-            TagBlock::empty()
-        } else {
-            let mut bytes = Box::new([0; BLOCK_LEN]);
-            let read = self.store.read_at(&mut bytes[..], self.context.geometry.stored_block(block))?;
-            if read < BLOCK_LEN {
-                return Err(Damage::TagBlock(block).into());
-            }
-            TagBlock::verify(&keys.of_block(state.page.header(), block).tags_mac, block, bytes, &expected)
-                .map_err(|_| Damage::TagBlock(block))?
-        };
+        let loaded =
+            if expected == NO_BLOCK { TagBlock::empty() } else { self.read_block(state, keys, block, &expected)? };
         state.blocks.insert(block, loaded);
         Ok(())
+    }
+
+    fn read_block(&self, state: &State, keys: &Keys, block: u64, expected: &Mac) -> Result<TagBlock, Error> {
+        let mut bytes = Box::new([0; BLOCK_LEN]);
+        let read = self.store.read_at(&mut bytes[..], self.context.geometry.stored_block(block))?;
+        if read < BLOCK_LEN {
+            return Err(Damage::TagBlock(block).into());
+        }
+        let key = &keys.of_block(state.page.header(), block).tags_mac;
+        Ok(TagBlock::verify(key, block, bytes, expected).map_err(|_| Damage::TagBlock(block))?)
     }
 
     /// The MAC that the parent of a block holds for it. The parent is read if it is not in memory any more, so that an
@@ -201,17 +293,26 @@ impl File {
         Ok(())
     }
 
-    /// Makes room for more blocks by dropping every other clean one that is not wanted now, whichever these are. Parents
-    /// of blocks that stay are dropped too: they are read again when they are needed.
+    /// Makes room for more blocks by dropping every other clean one that is not wanted now, whichever these are; those
+    /// with others below them only if that is not enough. What is dropped is read again when it is needed.
     fn evict(&self, state: &mut State, first: u64, last: u64) {
-        if state.blocks.len() < MAX_CACHED_BLOCKS {
-            return;
+        let parents =
+            self.context.geometry.block_count(state.len()).saturating_sub(1).div_ceil(CHILDREN_PER_BLOCK as u64);
+        let limit = MAX_CACHED_BLOCKS + parents.min(MAX_CACHED_PARENTS) as usize;
+        for kept in [parents, 0] {
+            if state.blocks.len() < limit {
+                return;
+            }
+            let (dirty, in_flight) = (&state.dirty.blocks, &state.blocks_in_flight);
+            let mut spare = false;
+            state.blocks.retain(|block, _| {
+                spare = !spare;
+                spare
+                    || *block < kept
+                    || dirty.contains(block)
+                    || in_flight.contains(block)
+                    || (first..=last).contains(block)
+            });
         }
-        let (dirty, in_flight) = (&state.dirty.blocks, &state.blocks_in_flight);
-        let mut spare = false;
-        state.blocks.retain(|block, _| {
-            spare = !spare;
-            spare || dirty.contains(block) || in_flight.contains(block) || (first..=last).contains(block)
-        });
     }
 }

@@ -15,6 +15,10 @@ thread_local! {
     static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// So much of the content is announced to the disk with its tag blocks. Longer reads are of those who read on, and the
+/// system reads ahead for them.
+const MAX_AHEAD: u64 = 128 << 10;
+
 /// How much of a thread's buffer is kept between reads.
 const KEEP_BUFFER: usize = 2 << 20;
 
@@ -50,7 +54,8 @@ impl File {
         (self.context.geometry.chunk_of(start), self.context.geometry.chunk_of(PlainOffset(end.0 - 1)))
     }
 
-    /// A state in which the tag blocks of these chunks are in memory, and the keys that it goes with.
+    /// A state in which the tag blocks of these chunks are in memory, and the keys that it goes with. Who reads other
+    /// chunks meanwhile does not wait for the disk, unless one is damaged.
     fn loaded<'a>(
         &'a self,
         (state, keys): (RwLockReadGuard<'a, State>, Arc<Keys>),
@@ -60,10 +65,17 @@ impl File {
         if self.is_loaded(&state, first, last) {
             return Ok((state, keys));
         }
+        // Where they lie does not depend on what the tag blocks say: the disk gets to know all at once.
+        let (start, end) = (self.context.geometry.stored_chunk(first), self.context.geometry.stored_chunk(last));
+        if end.0 - start.0 < MAX_AHEAD {
+            self.store.will_read(start, end.0 - start.0 + self.context.geometry.chunk_len());
+        }
+        let fetched = self.fetch(&state, &keys, first, last);
         drop(state);
         let mut state = self.state.write();
         // The file may have got others.
         let keys = self.keys()?;
+        self.keep(&mut state, fetched, first, last);
         if self.context.geometry.chunk_count(state.len()) > first.0 {
             self.load(&mut state, &keys, first, last)?;
         }

@@ -17,8 +17,9 @@ use std::sync::Arc;
 pub(super) const MAX_PENDING: usize = 2 << 20;
 /// So many chunks may be remembered as changed since the last commit.
 pub(super) const MAX_OCCUPIED: usize = 64 << 10;
-/// So many tag blocks may be new since the last commit: they go into the update whole, 3 MiB.
-const MAX_NEW_BLOCKS: usize = 256;
+/// So many tag blocks may be new since the last commit, 12 MiB. In the update each takes what its entries take, and they
+/// are at most [`MAX_OCCUPIED`].
+const MAX_NEW_BLOCKS: usize = 1024;
 
 /// Up to so many bytes at a time go through the journal even where nothing committed would be overwritten.
 const SMALL: usize = 16 << 10;
@@ -48,8 +49,14 @@ impl File {
         let end = offset.0.checked_add(data.len() as u64).filter(|end| *end <= MAX_PLAIN_LEN).ok_or(Error::TooLong)?;
         self.context.journal.check()?;
         let full = {
+            let (state, keys) = (self.state.read(), self.keys()?);
+            let (first, last) = self.chunks(offset, PlainOffset(end));
+            let fetched = self.fetch(&state, &keys, first, last);
+            drop(state);
             let mut state = self.state.write();
+            // The file may have got others.
             let keys = self.keys()?;
+            self.keep(&mut state, fetched, first, last);
             let written = self.write_locked(&mut state, &keys, offset, PlainOffset(end), data);
             // What it left behind the end has to be cut off again, which the next commit does.
             written.inspect_err(|_| state.changed = true)?;

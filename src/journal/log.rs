@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 const MAGIC: [u8; 8] = *b"kmsfs/J\0";
-const VERSION: u16 = 1;
+/// Records of version 1 spell out every zero; otherwise they are the same.
+const VERSION: u16 = 2;
+const OLDEST_VERSION: u16 = 1;
 const CHECKSUM_AT: usize = PAGE - 32;
 const RANGES_AT: usize = 40;
 
@@ -90,10 +92,14 @@ pub(super) fn create(dir: &dyn StoreDir, name: &[u8], len: u64) -> io::Result<()
 
 /// The header page of a log.
 pub fn encode(state: &State) -> [u8; PAGE] {
+    encode_as(VERSION, state)
+}
+
+fn encode_as(version: u16, state: &State) -> [u8; PAGE] {
     let mut page = [0; PAGE];
     let ranges = state.crashed.ranges();
     page[..8].copy_from_slice(&MAGIC);
-    page[8..10].copy_from_slice(&VERSION.to_le_bytes());
+    page[8..10].copy_from_slice(&version.to_le_bytes());
     page[10] = state.clean.into();
     page[16..24].copy_from_slice(&state.sequence.to_le_bytes());
     page[24..32].copy_from_slice(&state.committed_batch.to_le_bytes());
@@ -117,8 +123,9 @@ pub fn decode(page: &[u8; PAGE]) -> io::Result<Option<State>> {
         return Ok(None);
     }
     let version = u16::from_le_bytes([page[8], page[9]]);
-    if version != VERSION {
-        let message = format!("the journal has version {version}, and this program knows version {VERSION} only");
+    if !(OLDEST_VERSION..=VERSION).contains(&version) {
+        let message =
+            format!("the journal has version {version}, and this program knows {OLDEST_VERSION} to {VERSION} only");
         return Err(io::Error::new(io::ErrorKind::Unsupported, message));
     }
     let count = (field(32) as u32 as usize).min(MAX_RANGES + 1);
@@ -131,7 +138,7 @@ pub fn decode(page: &[u8; PAGE]) -> io::Result<Option<State>> {
     });
     // Everything that is reserved has to be zero, so there is one page for each state.
     match state {
-        Some(state) if encode(&state) == *page => Ok(Some(state)),
+        Some(state) if encode_as(version, &state) == *page => Ok(Some(state)),
         _ => {
             Err(io::Error::new(io::ErrorKind::Unsupported, "the journal's header says what this program does not know"))
         }
@@ -157,8 +164,14 @@ mod tests {
     }
 
     #[test]
+    fn a_header_of_the_version_before_is_read() {
+        let state = State { sequence: 7, ..State::default() };
+        assert_eq!(decode(&encode_as(1, &state)).unwrap(), Some(state));
+    }
+
+    #[test]
     fn a_whole_header_of_another_version_is_refused_and_not_taken_for_an_empty_log() {
-        for (at, what) in [(8, "version 0"), (11, "does not know"), (33, "does not know"), (4000, "does not know")] {
+        for (at, what) in [(9, "version 258"), (11, "does not know"), (33, "does not know"), (4000, "does not know")] {
             let mut page = encode(&State { sequence: 7, ..State::default() });
             page[at] ^= 1;
             let checksum = blake3::hash(&page[..CHECKSUM_AT]);

@@ -1,7 +1,9 @@
 //! The records of the log (format.md, "The journal"): pure encoding and decoding.
 
 use super::Target;
+use crate::format::tags::BLOCK_LEN;
 use crate::units::{FileId, StoredOffset};
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 /// What every record begins with.
@@ -15,13 +17,45 @@ const KIND_UPDATE: u32 = 2;
 /// Bytes of a batch record.
 pub const BATCH_LEN: usize = HEAD_LEN + ALIGN;
 
+/// In the length of a write: it is so many zeros, which are not in the log.
+const ZEROS_FLAG: u32 = 1 << 31;
+/// Fewer zeros than this stand in the log as they are: the two lengths around them would take as much.
+const LEAST_ZEROS: usize = 32;
+static ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
+
+/// What is put in place by a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// These bytes.
+    Bytes(Arc<[u8]>),
+    /// So many zeros, at most as many as a tag block has bytes.
+    Zeros(usize),
+}
+
+impl Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Zeros(len) => &ZEROS[..*len],
+        }
+    }
+}
+
+impl From<&[u8]> for Content {
+    fn from(bytes: &[u8]) -> Self {
+        Self::Bytes(Arc::from(bytes))
+    }
+}
+
 /// One atomic change of one file.
 #[derive(Clone, Debug, Default)]
 pub struct Update {
     /// The length of the stored file after it.
     pub stored_len: StoredOffset,
-    /// Bytes to put in place.
-    pub writes: Vec<(StoredOffset, Arc<[u8]>)>,
+    /// What to put in place.
+    pub writes: Vec<(StoredOffset, Content)>,
     /// Ranges that hold nothing any more: what earlier records wrote there must not be replayed.
     pub voids: Vec<(StoredOffset, u64)>,
 }
@@ -48,9 +82,42 @@ pub enum Record {
 
 /// Bytes that an update takes in the log.
 pub fn update_len(target: &Target, update: &Update) -> usize {
-    let writes: usize = update.writes.iter().map(|(_, bytes)| 12 + bytes.len()).sum();
+    let writes: usize = update.writes.iter().flat_map(|(_, bytes)| parts(bytes)).map(|part| part.encoded_len()).sum();
     let payload = 16 + 8 + 8 + 12 + target.path.len() + writes + update.voids.len() * 16;
     (HEAD_LEN + payload).next_multiple_of(ALIGN)
+}
+
+/// A part of a write as it stands in the log.
+struct Part {
+    range: Range<usize>,
+    zeros: bool,
+}
+
+impl Part {
+    fn encoded_len(&self) -> usize {
+        12 + if self.zeros { 0 } else { self.range.len() }
+    }
+}
+
+/// The parts of a write. A tag block that is new is mostly zeros; anything else is ciphertext, and taken as it is.
+fn parts(bytes: &[u8]) -> Vec<Part> {
+    if bytes.len() != BLOCK_LEN {
+        return vec![Part { range: 0..bytes.len(), zeros: false }];
+    }
+    let (mut parts, mut zeros_from) = (Vec::<Part>::new(), 0);
+    for at in (0..BLOCK_LEN).step_by(8).filter(|at| bytes[*at..at + 8] != [0; 8]) {
+        match parts.last_mut() {
+            Some(last) if at - zeros_from < LEAST_ZEROS => last.range.end = at + 8,
+            _ => {
+                parts.push(Part { range: zeros_from..at, zeros: true });
+                parts.push(Part { range: at..at + 8, zeros: false });
+            }
+        }
+        zeros_from = at + 8;
+    }
+    parts.push(Part { range: zeros_from..BLOCK_LEN, zeros: true });
+    parts.retain(|part| !part.range.is_empty());
+    parts
 }
 
 /// Appends a batch record.
@@ -61,10 +128,12 @@ pub fn encode_batch(batch: u64, place: &Place, log: &mut Vec<u8>) {
 /// Appends an update record.
 pub fn encode_update(target: &Target, update: &Update, place: &Place, log: &mut Vec<u8>) {
     encode(KIND_UPDATE, place, log, |log| {
+        let writes: Vec<_> = update.writes.iter().map(|(offset, bytes)| (offset, bytes, parts(bytes))).collect();
+        let count = writes.iter().map(|(_, _, parts)| parts.len()).sum();
         log.extend_from_slice(&target.file.0);
         log.extend_from_slice(&target.ino.to_le_bytes());
         log.extend_from_slice(&update.stored_len.0.to_le_bytes());
-        for count in [target.path.len(), update.writes.len(), update.voids.len()] {
+        for count in [target.path.len(), count, update.voids.len()] {
             log.extend_from_slice(&(count as u32).to_le_bytes());
         }
         log.extend_from_slice(&target.path);
@@ -72,10 +141,13 @@ pub fn encode_update(target: &Target, update: &Update, place: &Place, log: &mut 
             log.extend_from_slice(&offset.0.to_le_bytes());
             log.extend_from_slice(&len.to_le_bytes());
         }
-        for (offset, bytes) in &update.writes {
-            log.extend_from_slice(&offset.0.to_le_bytes());
-            log.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-            log.extend_from_slice(bytes);
+        for (offset, bytes, parts) in writes {
+            for Part { range, zeros } in parts {
+                log.extend_from_slice(&(offset.0 + range.start as u64).to_le_bytes());
+                let flag = if zeros { ZEROS_FLAG } else { 0 };
+                log.extend_from_slice(&(range.len() as u32 | flag).to_le_bytes());
+                log.extend_from_slice(if zeros { &[] } else { &bytes[range] });
+            }
         }
     });
 }
@@ -144,7 +216,13 @@ fn decode_update(fields: &mut Fields<'_>) -> Option<Record> {
         .map(|_| {
             let offset = StoredOffset(fields.u64()?);
             let len = fields.u32()?;
-            Some((offset, Arc::from(fields.take(len as usize)?)))
+            let zeros = (len & !ZEROS_FLAG) as usize;
+            let content = match len & ZEROS_FLAG {
+                0 => Content::from(fields.take(len as usize)?),
+                _ if zeros <= BLOCK_LEN => Content::Zeros(zeros),
+                _ => return None,
+            };
+            Some((offset, content))
         })
         .collect::<Option<_>>()?;
     Some(Record::Update(Target { file, ino, path }, Update { stored_len, writes, voids }))
@@ -179,7 +257,7 @@ mod tests {
         let target = Target { file: FileId([1; 16]), ino: 2, path: b"a/b".to_vec() };
         let update = Update {
             stored_len: StoredOffset(12_345),
-            writes: vec![(StoredOffset(0), Arc::from(&[7; 4096][..])), (StoredOffset(8192), Arc::from(&b"end"[..]))],
+            writes: vec![(StoredOffset(0), [7; 4096][..].into()), (StoredOffset(8192), b"end"[..].into())],
             voids: vec![(StoredOffset(4096), 4096)],
         };
         (target, update)
@@ -206,7 +284,63 @@ mod tests {
         assert!(matches!(decode(&log), Some((Record::Batch(9), PLACE, BATCH_LEN))));
     }
 
+    /// What a file that consists of zeros looks like after an update.
+    fn applied(update: &Update, len: usize) -> Vec<u8> {
+        let mut file = vec![0xff; len];
+        for (offset, bytes) in &update.writes {
+            file[offset.0 as usize..][..bytes.len()].copy_from_slice(bytes);
+        }
+        file
+    }
+
+    #[test]
+    fn of_a_block_that_is_nearly_empty_the_log_has_what_is_not_zero() {
+        let mut block = [0; BLOCK_LEN];
+        block[80..120].fill(1);
+        block[BLOCK_LEN - 32..].fill(2);
+        let (target, mut update) = sample();
+        update.writes = vec![(StoredOffset(4096), block[..].into())];
+        let mut log = Vec::new();
+        encode_update(&target, &update, &PLACE, &mut log);
+        assert_eq!(log.len(), update_len(&target, &update));
+        assert!(log.len() < 384, "{} bytes", log.len());
+        let Some((Record::Update(_, found), ..)) = decode(&log) else { panic!("no record") };
+        assert_eq!(found.writes.len(), 4, "zeros, an entry, zeros, a MAC");
+        assert_eq!(applied(&found, 4096 + BLOCK_LEN), applied(&update, 4096 + BLOCK_LEN));
+    }
+
+    #[test]
+    fn zeros_beyond_a_block_are_no_record() {
+        let (target, mut update) = sample();
+        update.writes = vec![(StoredOffset(4096), [0; BLOCK_LEN][..].into())];
+        let mut log = Vec::new();
+        encode(KIND_UPDATE, &PLACE, &mut log, |log| {
+            let mut whole = Vec::new();
+            encode_update(&target, &update, &PLACE, &mut whole);
+            let length_at = HEAD_LEN + 16 + 8 + 8 + 12 + target.path.len() + update.voids.len() * 16 + 8;
+            assert_eq!(whole[length_at..length_at + 4], (ZEROS_FLAG | BLOCK_LEN as u32).to_le_bytes());
+            log.extend_from_slice(&whole[HEAD_LEN..length_at]);
+            log.extend_from_slice(&(ZEROS_FLAG | (BLOCK_LEN as u32 + 1)).to_le_bytes());
+        });
+        assert!(decode(&log).is_none());
+    }
+
     proptest! {
+        #[test]
+        fn any_block_comes_back(set in prop::collection::vec((0..BLOCK_LEN, 1..600_usize, any::<u8>()), 0..40)) {
+            let mut block = [0; BLOCK_LEN];
+            for (at, len, byte) in set {
+                block[at..BLOCK_LEN.min(at + len)].fill(byte);
+            }
+            let (target, mut update) = sample();
+            update.writes = vec![(StoredOffset(64), block[..].into())];
+            let mut log = Vec::new();
+            encode_update(&target, &update, &PLACE, &mut log);
+            prop_assert_eq!(log.len(), update_len(&target, &update));
+            let Some((Record::Update(_, found), ..)) = decode(&log) else { panic!("no record") };
+            prop_assert_eq!(applied(&found, 64 + BLOCK_LEN), applied(&update, 64 + BLOCK_LEN));
+        }
+
         #[test]
         fn a_changed_record_is_no_record(at: prop::sample::Index, bit in 0..8_u32) {
             let (target, update) = sample();

@@ -267,11 +267,7 @@ mod tests {
     }
 
     fn write(at: u64, bytes: &[u8], stored_len: u64) -> Update {
-        Update {
-            stored_len: StoredOffset(stored_len),
-            writes: vec![(StoredOffset(at), Arc::from(bytes))],
-            voids: vec![],
-        }
+        Update { stored_len: StoredOffset(stored_len), writes: vec![(StoredOffset(at), bytes.into())], voids: vec![] }
     }
 
     fn read(file: &dyn StoreFile) -> Vec<u8> {

@@ -79,7 +79,7 @@ fn target(number: u8) -> Target {
 fn update(len: usize) -> Update {
     Update {
         stored_len: StoredOffset(8192),
-        writes: vec![(StoredOffset(4096), Arc::from(vec![7; len]))],
+        writes: vec![(StoredOffset(4096), vec![7; len][..].into())],
         voids: vec![],
     }
 }

@@ -15,6 +15,7 @@ use std::any::Any;
 use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -330,6 +331,10 @@ impl StoreFile for File {
 
     fn inode(&self) -> &dyn Inode {
         &self.0
+    }
+
+    fn will_read(&self, offset: StoredOffset, len: u64) {
+        let _ = rustix::fs::fadvise(&self.0.fd, offset.0, NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
     }
 
     fn uncache(&self) {

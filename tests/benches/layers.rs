@@ -238,7 +238,7 @@ mod storage {
     fn journal_commit(bencher: Bencher) {
         let bench = Bench::new().expect("a directory");
         let target = Target { file: FILE, ino: 1, path: b"directory/file".to_vec() };
-        let writes = [(0, CHUNK), (1 << 20, CHUNK)].map(|(at, len)| (StoredOffset(at), Arc::from(vec![8; len])));
+        let writes = [(0, CHUNK), (1 << 20, CHUNK)].map(|(at, len)| (StoredOffset(at), vec![8; len][..].into()));
         let update = Update { stored_len: StoredOffset(2 << 20), writes: writes.to_vec(), voids: Vec::new() };
         bencher.bench_local(|| commit(&bench.context.journal, &target, &update).expect("a log in memory"));
     }

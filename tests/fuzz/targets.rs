@@ -23,7 +23,6 @@ use kmsfs::ledger::block::{BLOCK, Block, Identity, is_sealed};
 use kmsfs::ledger::{Mark, Stamp};
 use kmsfs::store::{Store, dir::DirStore};
 use kmsfs::units::{DirId, Epoch, FileId, KekGeneration, PlainOffset, StoredOffset, VolumeId};
-use std::sync::Arc;
 
 /// A parser: its name, what is tried with it, and valid input to begin with.
 pub type Parser = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
@@ -245,7 +244,7 @@ fn journal_record_seeds() -> Vec<Vec<u8>> {
     let target = Target { file: FileId([1; 16]), ino: 12, path: b"ab/cd".to_vec() };
     let update = Update {
         stored_len: StoredOffset(9000),
-        writes: vec![(StoredOffset(0), Arc::from(&b"fields"[..])), (StoredOffset(4096), Arc::from(&[7; 40][..]))],
+        writes: vec![(StoredOffset(0), b"fields"[..].into()), (StoredOffset(4096), [7; 40][..].into())],
         voids: vec![(StoredOffset(8192), 808)],
     };
     let (mut first, mut second) = (Vec::new(), Vec::new());
@@ -454,7 +453,7 @@ fn journal_logs(data: &[u8]) {
 
 fn journal_logs_seeds() -> Vec<Vec<u8>> {
     let target = Target { file: FileId([1; 16]), ino: 12, path: b"file".to_vec() };
-    let write = |at, len: usize| (StoredOffset(at), Arc::from(vec![at as u8; len]));
+    let write = |at, len: usize| (StoredOffset(at), vec![at as u8; len][..].into());
     let log = |sequence, stored_len| {
         let mut log = log::encode(&State { sequence, ..State::default() }).to_vec();
         let mut records = Vec::new();
