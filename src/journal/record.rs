@@ -100,10 +100,11 @@ impl Part {
 }
 
 /// The parts of a write. A tag block that is new is mostly zeros; anything else is ciphertext, and taken as it is.
-fn parts(bytes: &[u8]) -> Vec<Part> {
-    if bytes.len() != BLOCK_LEN {
-        return vec![Part { range: 0..bytes.len(), zeros: false }];
-    }
+fn parts(content: &Content) -> Vec<Part> {
+    let bytes = match content {
+        Content::Bytes(bytes) if bytes.len() == BLOCK_LEN => bytes,
+        other => return vec![Part { range: 0..other.len(), zeros: matches!(other, Content::Zeros(_)) }],
+    };
     let (mut parts, mut zeros_from) = (Vec::<Part>::new(), 0);
     for at in (0..BLOCK_LEN).step_by(8).filter(|at| bytes[*at..at + 8] != [0; 8]) {
         match parts.last_mut() {

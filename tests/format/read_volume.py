@@ -382,8 +382,10 @@ class Volume:
                     page = file.read(PAGE)
             except FileNotFoundError:
                 continue
-            if len(page) < PAGE or page[:10] != b"kmsfs/J\0\1\0" or blake3(page[:4064]).digest() != page[4064:]:
+            if len(page) < PAGE or page[:8] != b"kmsfs/J\0" or blake3(page[:4064]).digest() != page[4064:]:
                 continue
+            version = int.from_bytes(page[8:10], "little")
+            check(version in (1, 2), f"journal: version {version}")
             clean, sequence = page[10], int.from_bytes(page[16:24], "little")
             crashed = int.from_bytes(page[32:36], "little")
             if newest is None or sequence > newest[0]:
