@@ -79,12 +79,14 @@ class Disk:
             with open(self.directory / "image", "wb") as image:
                 image.truncate(self.size)
             run("mkfs.ext4", "-q", "-F", "-O", "has_journal", "-E", "lazy_itable_init=0,lazy_journal_init=0", self.directory / "image")
-            # Without the page cache of the host, which would read ahead, and keep what was written, as no disk does.
-            device = run("losetup", "--find", "--show", "--direct-io=on", self.directory / "image").strip()
+            device = run("losetup", "--find", "--show", self.directory / "image").strip()
             try:
+                # Past the page cache of what the image lies on, which would read ahead and keep what was written, as no disk
+                # does. Not everything can be read so.
+                subprocess.run(["losetup", "--direct-io=on", device], check=False, stderr=subprocess.DEVNULL)
                 run("mount", device, self.path)
             finally:
-                # When it is unmounted.
+                # Not before it is unmounted.
                 run("losetup", "--detach", device)
         except BaseException:
             self.take_away()

@@ -18,8 +18,8 @@ pub const VALUE_OVERHEAD: usize = NONCE_LEN + TAG_LEN;
 /// How many chunks are sealed under one derived key: far below the 2³² at which random 96-bit nonces collide
 /// with probability 2⁻³² (NIST SP 800-38D).
 const SEALS_PER_PREFIX: u32 = 1 << 24;
-/// How many derived keys a file keeps for opening chunks that earlier sessions wrote.
-const OPENING_KEYS: usize = 8;
+/// How many derived keys an open file keeps, half a KiB each, for chunks that earlier sessions wrote: one for each of them.
+const OPENING_KEYS: usize = 32;
 
 /// The extended nonce and the tag of one chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,7 +55,10 @@ impl ChunkCipher {
     pub fn new(key: &Secret32) -> Self {
         #[expect(clippy::expect_used, reason = "a constant")]
         let capacity = NonZeroUsize::new(OPENING_KEYS).expect("not zero");
-        Self { root: Root::new(key), sealing: Mutex::new(None), opening: Mutex::new(LruCache::new(capacity)) }
+        // Most files have one: there is room for it when it comes.
+        let mut opening = LruCache::unbounded();
+        opening.resize(capacity);
+        Self { root: Root::new(key), sealing: Mutex::new(None), opening: Mutex::new(opening) }
     }
 
     /// Prepares fresh nonces for `count` chunks.
