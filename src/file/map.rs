@@ -8,6 +8,7 @@ use crate::format::geometry::EntryPlace;
 use crate::format::tags::{BLOCK_LEN, CHILDREN_PER_BLOCK, Mac, NO_BLOCK, Parent, TagBlock, parent};
 use crate::units::ChunkIndex;
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// How many tag blocks of a file are kept, 6 MiB: with 4 KiB chunks they cover 512 MiB of it.
 const MAX_CACHED_BLOCKS: usize = 512;
@@ -40,6 +41,13 @@ impl Dirty {
     }
 }
 
+/// The MAC that the header, or the block above, holds for a block; `None` if that one is not in memory.
+fn known_mac(state: &State, fetched: &[Fetched], block: u64) -> Option<Mac> {
+    let Parent::Block(above, position) = parent(block) else { return Some(state.page.header().root) };
+    let fetched = || fetched.iter().find(|fetched| fetched.number == above).map(|fetched| &fetched.block);
+    Some(state.blocks.get(&above).or_else(fetched)?.child(position))
+}
+
 /// The last of the blocks that are so many levels below a block.
 fn last_below(block: u64, levels: u32) -> u64 {
     let children = CHILDREN_PER_BLOCK as u64;
@@ -70,14 +78,19 @@ impl File {
         }
     }
 
+    /// The tag blocks of these chunks; none if all their entries are in the header page.
+    fn blocks_of(&self, first: ChunkIndex, last: ChunkIndex) -> Range<u64> {
+        // A block that covers a chunk, or 0, and how many blocks begin before that chunk ends.
+        let place = |chunk| match self.context.geometry.entry_place(chunk) {
+            EntryPlace::Header(_) => (0, 0),
+            EntryPlace::Block(block, _) => (block, block + 1),
+        };
+        place(first).0..place(last).1
+    }
+
     /// Whether the tag blocks of these chunks are in memory.
     pub(super) fn is_loaded(&self, state: &State, first: ChunkIndex, last: ChunkIndex) -> bool {
-        let block = |chunk| match self.context.geometry.entry_place(chunk) {
-            EntryPlace::Header(_) => None,
-            EntryPlace::Block(block, _) => Some(block),
-        };
-        let Some(last) = block(last) else { return true };
-        (block(first).unwrap_or(0)..=last).all(|block| state.blocks.contains_key(&block))
+        self.blocks_of(first, last).all(|block| state.blocks.contains_key(&block))
     }
 
     /// Reads and verifies the tag blocks of these chunks.
@@ -88,29 +101,16 @@ impl File {
         first: ChunkIndex,
         last: ChunkIndex,
     ) -> Result<(), Error> {
-        let EntryPlace::Block(last, _) = self.context.geometry.entry_place(last) else { return Ok(()) };
-        let first = match self.context.geometry.entry_place(first) {
-            EntryPlace::Header(_) => 0,
-            EntryPlace::Block(block, _) => block,
-        };
-        self.evict(state, first, last);
-        (first..=last).try_for_each(|block| self.load_block(state, keys, block))
+        let blocks = self.blocks_of(first, last);
+        self.evict(state, &blocks);
+        blocks.into_iter().try_for_each(|block| self.load_block(state, keys, block))
     }
 
     /// Reads and verifies what [`load`](Self::load) would need, as far as it can, for it to be [kept](Self::keep).
     /// Whatever is damaged is left to `load`, which says so.
     pub(super) fn fetch(&self, state: &State, keys: &Keys, first: ChunkIndex, last: ChunkIndex) -> Vec<Fetched> {
         let mut fetched = Vec::new();
-        let EntryPlace::Block(last, _) = self.context.geometry.entry_place(last) else { return fetched };
-        let first = match self.context.geometry.entry_place(first) {
-            EntryPlace::Header(_) => 0,
-            EntryPlace::Block(block, _) => block,
-        };
-        for block in first..=last {
-            if self.fetch_block(state, keys, block, &mut fetched).is_err() {
-                break;
-            }
-        }
+        let _ = self.blocks_of(first, last).try_for_each(|block| self.fetch_block(state, keys, block, &mut fetched));
         fetched
     }
 
@@ -125,31 +125,15 @@ impl File {
             missing.push(number);
             next = parent(number);
         }
-        let absent = |number| match parent(number) {
-            Parent::Header => state.page.header().root == NO_BLOCK,
-            Parent::Block(..) => false,
-        };
-        if missing.last().is_none_or(|top| absent(*top)) {
-            return Ok(());
-        }
-        if missing.len() > 1 {
+        // What is not there has nothing below it either.
+        let exists = |number, fetched: &[Fetched]| known_mac(state, fetched, number).filter(|mac| *mac != NO_BLOCK);
+        if missing.len() > 1 && missing.last().is_some_and(|top| exists(*top, fetched).is_some()) {
             for number in &missing {
                 self.store.will_read(self.context.geometry.stored_block(*number), BLOCK_LEN as u64);
             }
         }
         for number in missing.into_iter().rev() {
-            let mac = match parent(number) {
-                Parent::Header => state.page.header().root,
-                Parent::Block(above, position) => state
-                    .blocks
-                    .get(&above)
-                    .or_else(|| fetched.iter().find(|fetched| fetched.number == above).map(|fetched| &fetched.block))
-                    .map_or(NO_BLOCK, |above| above.child(position)),
-            };
-            // What is not there has nothing below it either.
-            if mac == NO_BLOCK {
-                break;
-            }
+            let Some(mac) = exists(number, fetched) else { break };
             let block = self.read_block(state, keys, number, &mac)?;
             fetched.push(Fetched { number, mac, block });
         }
@@ -162,17 +146,9 @@ impl File {
         if fetched.is_empty() {
             return;
         }
-        let block = |chunk| match self.context.geometry.entry_place(chunk) {
-            EntryPlace::Header(_) => 0,
-            EntryPlace::Block(block, _) => block,
-        };
-        self.evict(state, block(first), block(last));
+        self.evict(state, &self.blocks_of(first, last));
         for Fetched { number, mac, block } in fetched {
-            let expected = match parent(number) {
-                Parent::Header => Some(state.page.header().root),
-                Parent::Block(above, position) => state.blocks.get(&above).map(|above| above.child(position)),
-            };
-            if expected == Some(mac) {
+            if known_mac(state, &[], number) == Some(mac) {
                 state.blocks.entry(number).or_insert(block);
             }
         }
@@ -214,12 +190,7 @@ impl File {
         let EntryPlace::Block(block, _) = geometry.entry_place(chunk) else {
             return geometry.last_with_same_tags(chunk);
         };
-        let is_absent = |block| match parent(block) {
-            Parent::Header => state.page.header().root == NO_BLOCK,
-            Parent::Block(above, position) => {
-                state.blocks.get(&above).is_some_and(|above| above.child(position) == NO_BLOCK)
-            }
-        };
+        let is_absent = |block| known_mac(state, &[], block) == Some(NO_BLOCK);
         let (mut last, mut top, mut height) = (block, block, 0_u32);
         while is_absent(top) && !state.dirty.reach_below(top) {
             last = last_below(top, height);
@@ -295,7 +266,7 @@ impl File {
 
     /// Makes room for more blocks by dropping every other clean one that is not wanted now, whichever these are; those
     /// with others below them only if that is not enough. What is dropped is read again when it is needed.
-    fn evict(&self, state: &mut State, first: u64, last: u64) {
+    fn evict(&self, state: &mut State, wanted: &Range<u64>) {
         let parents =
             self.context.geometry.block_count(state.len()).saturating_sub(1).div_ceil(CHILDREN_PER_BLOCK as u64);
         let limit = MAX_CACHED_BLOCKS + parents.min(MAX_CACHED_PARENTS) as usize;
@@ -307,11 +278,7 @@ impl File {
             let mut spare = false;
             state.blocks.retain(|block, _| {
                 spare = !spare;
-                spare
-                    || *block < kept
-                    || dirty.contains(block)
-                    || in_flight.contains(block)
-                    || (first..=last).contains(block)
+                spare || *block < kept || dirty.contains(block) || in_flight.contains(block) || wanted.contains(block)
             });
         }
     }
