@@ -6,6 +6,7 @@
 //! was promised anything of it (`manual/format.md`, "New files"). After that it is *committed*: chunks that exist
 //! are overwritten through the journal; new ones are still written in place, where the committed tags see a hole.
 
+mod cache;
 mod commit;
 mod cut;
 mod examine;
@@ -23,6 +24,8 @@ use crate::journal::{Journal, Target};
 use crate::ledger::{Ledger, Seen, Stamp};
 use crate::store::{StoreFile, Timestamp};
 use crate::units::{ChunkIndex, Epoch, FileId, KekGeneration, PlainOffset, StoredOffset, VolumeId};
+use cache::Opened;
+pub use cache::TagCache;
 pub use commit::{Batched, Prepared};
 pub use keys::Keys;
 use parking_lot::{Mutex, RwLock};
@@ -50,6 +53,8 @@ pub struct Context {
     pub journal: Arc<Journal>,
     /// What is known of its files from before, if anybody keeps it: set before the first file is opened.
     pub ledger: OnceLock<Arc<Ledger>>,
+    /// Tag blocks of its files that were used last.
+    pub tags: TagCache,
 }
 
 /// Why an operation on a file failed.
@@ -141,6 +146,8 @@ pub struct File {
     committing: Mutex<()>,
     /// The stored file once more, open for writing, where `store` may not be.
     writer: Mutex<Option<Arc<dyn StoreFile>>>,
+    /// What the cache of tag blocks knows it by.
+    opened: Opened,
 }
 
 /// A header page that was read but not yet verified: it says which envelope has to be unwrapped first.
@@ -222,17 +229,22 @@ impl File {
         header: Header,
         keys: Arc<Keys>,
     ) -> Result<Self, Error> {
-        let file = Self {
-            state: RwLock::new(State::new(VerifiedPage::new(header), Mode::Fresh)),
+        let file = Self::of(context, store, target, keys, State::new(VerifiedPage::new(header), Mode::Fresh));
+        file.settle()?;
+        Ok(file)
+    }
+
+    fn of(context: Arc<Context>, store: Arc<dyn StoreFile>, target: Target, keys: Arc<Keys>, state: State) -> Self {
+        Self {
+            state: RwLock::new(state),
             committing: Mutex::new(()),
             writer: Mutex::default(),
+            opened: context.tags.open(),
             keys: RwLock::new(Some(keys)),
             context,
             store,
             target,
-        };
-        file.settle()?;
-        Ok(file)
+        }
     }
 
     /// An empty file in the place of one of which a crash left nothing; nothing is written.
@@ -243,15 +255,7 @@ impl File {
         header: Header,
         keys: Arc<Keys>,
     ) -> Self {
-        Self {
-            state: RwLock::new(State::new(VerifiedPage::new(header), Mode::Committed)),
-            committing: Mutex::new(()),
-            writer: Mutex::default(),
-            keys: RwLock::new(Some(keys)),
-            context,
-            store,
-            target,
-        }
+        Self::of(context, store, target, keys, State::new(VerifiedPage::new(header), Mode::Committed))
     }
 
     /// Opens a file whose header was read before, with the keys that belong to its envelope.
@@ -283,15 +287,7 @@ impl File {
         let mut state = State::new(page, Mode::Committed);
         // Not yet known to be durable in place: the first commit has to see to it.
         state.unsynced = batch != 0 && !context.journal.is_committed(batch);
-        let file = Self {
-            state: RwLock::new(state),
-            committing: Mutex::new(()),
-            writer: Mutex::default(),
-            keys: RwLock::new(Some(keys)),
-            context,
-            store,
-            target,
-        };
+        let file = Self::of(context, store, target, keys, state);
         if batch != 0 && crashed.contains(batch) {
             file.check_all()?;
         }

@@ -137,6 +137,7 @@ impl Mount {
             epoch_floor: Epoch(0),
             journal: Arc::new(journal),
             ledger: std::sync::OnceLock::new(),
+            tags: crate::file::TagCache::default(),
         };
         Ok(Self { store, tree, context: Arc::new(context) })
     }

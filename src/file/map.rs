@@ -9,20 +9,10 @@ use crate::format::tags::{BLOCK_LEN, CHILDREN_PER_BLOCK, Mac, NO_BLOCK, Parent, 
 use crate::units::ChunkIndex;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
-/// How many tag blocks of a file are kept, 6 MiB: with 4 KiB chunks they cover 512 MiB of it.
+/// How many tag blocks of a file are kept because it is written to, 6 MiB: with 4 KiB chunks they cover 512 MiB of it.
 const MAX_CACHED_BLOCKS: usize = 512;
-/// And so many more as there are blocks with others below them, but not more than this, 42 MiB: enough for 224 GiB. With
-/// these in memory any chunk is one block away.
-const MAX_CACHED_PARENTS: u64 = 3584;
-
-/// A tag block that was read without the lock that it takes to keep it, and the MAC by which it was verified.
-pub(super) struct Fetched {
-    number: u64,
-    mac: Mac,
-    block: TagBlock,
-}
-
 impl Dirty {
     /// Whether a block or one below it has changed. Until changes are sealed they are not seen from above.
     fn reach_below(&self, block: u64) -> bool {
@@ -41,11 +31,14 @@ impl Dirty {
     }
 }
 
+/// Tag blocks that a reader needs and that are not in the state of the file, by their numbers. Those that do not exist are
+/// not there.
+pub(super) type Fetched = Vec<(u64, Arc<TagBlock>)>;
+
 /// The MAC that the header, or the block above, holds for a block; `None` if that one is not in memory.
-fn known_mac(state: &State, fetched: &[Fetched], block: u64) -> Option<Mac> {
+fn known_mac(state: &State, block: u64) -> Option<Mac> {
     let Parent::Block(above, position) = parent(block) else { return Some(state.page.header().root) };
-    let fetched = || fetched.iter().find(|fetched| fetched.number == above).map(|fetched| &fetched.block);
-    Some(state.blocks.get(&above).or_else(fetched)?.child(position))
+    Some(state.blocks.get(&above)?.child(position))
 }
 
 /// The last of the blocks that are so many levels below a block.
@@ -68,6 +61,17 @@ impl File {
             (top, height) = (above, height + 1);
         }
         geometry.last_of_block(if top == damaged { last_below(top, height) } else { block })
+    }
+
+    /// The same for a reader, who has fetched what is not in the state.
+    pub(super) fn entry_with(&self, state: &State, fetched: &Fetched, chunk: ChunkIndex) -> Option<NonceAndTag> {
+        if !fetched.is_empty()
+            && let EntryPlace::Block(block, number) = self.context.geometry.entry_place(chunk)
+            && let Some((_, block)) = fetched.iter().find(|(fetched, _)| *fetched == block)
+        {
+            return block.entry(number);
+        }
+        self.entry(state, chunk)
     }
 
     /// The entry of a chunk, `None` for a hole. Only if the tag block is in memory; [`load`](Self::load) sees to it.
@@ -106,52 +110,70 @@ impl File {
         blocks.into_iter().try_for_each(|block| self.load_block(state, keys, block))
     }
 
-    /// Reads and verifies what [`load`](Self::load) would need, as far as it can, for it to be [kept](Self::keep).
-    /// Whatever is damaged is left to `load`, which says so.
-    pub(super) fn fetch(&self, state: &State, keys: &Keys, first: ChunkIndex, last: ChunkIndex) -> Vec<Fetched> {
+    /// The tag blocks of these chunks that are not in the state. Who needs only to look does not need the lock that it
+    /// takes to change the state, and nobody waits for the disk to answer another one. `announce` is told when something
+    /// has to be read: where it lies does not depend on what was read before, so the disk can do all of it at once.
+    pub(super) fn fetch(
+        &self,
+        state: &State,
+        keys: &Keys,
+        (first, last): (ChunkIndex, ChunkIndex),
+        announce: impl Fn(),
+    ) -> Result<Fetched, Error> {
         let mut fetched = Vec::new();
-        let _ = self.blocks_of(first, last).try_for_each(|block| self.fetch_block(state, keys, block, &mut fetched));
-        fetched
+        for number in self.blocks_of(first, last) {
+            if !state.blocks.contains_key(&number)
+                && let Some(block) = self.fetch_block(state, keys, number, &announce)?
+            {
+                fetched.push((number, block));
+            }
+        }
+        Ok(fetched)
     }
 
-    /// Fetches a block that is not in memory, and before it those above it.
-    fn fetch_block(&self, state: &State, keys: &Keys, block: u64, fetched: &mut Vec<Fetched>) -> Result<(), Error> {
-        let mut missing = Vec::new();
-        let mut next = Parent::Block(block, 0);
-        while let Parent::Block(number, _) = next
-            && !state.blocks.contains_key(&number)
-            && fetched.iter().all(|fetched| fetched.number != number)
+    /// A block that is not in the state, `None` if it does not exist. Those above it are brought into the cache first.
+    fn fetch_block(
+        &self,
+        state: &State,
+        keys: &Keys,
+        block: u64,
+        announce: &impl Fn(),
+    ) -> Result<Option<Arc<TagBlock>>, Error> {
+        let (geometry, cache, file) = (self.context.geometry, &self.context.tags, self.opened);
+        let mut missing = vec![block];
+        while let Some(Parent::Block(above, _)) = missing.last().map(|lowest| parent(*lowest))
+            && !state.blocks.contains_key(&above)
         {
-            missing.push(number);
-            next = parent(number);
+            missing.push(above);
         }
-        // What is not there has nothing below it either.
-        let exists = |number, fetched: &[Fetched]| known_mac(state, fetched, number).filter(|mac| *mac != NO_BLOCK);
-        if missing.len() > 1 && missing.last().is_some_and(|top| exists(*top, fetched).is_some()) {
-            for number in &missing {
-                self.store.will_read(self.context.geometry.stored_block(*number), BLOCK_LEN as u64);
+        let mut found: Option<Arc<TagBlock>> = None;
+        let mut announced = false;
+        while let Some(number) = missing.pop() {
+            let expected = match (&found, parent(number)) {
+                (Some(above), Parent::Block(_, position)) => above.child(position),
+                _ => known_mac(state, number).unwrap_or(NO_BLOCK),
+            };
+            // What is not there has nothing below it either.
+            if expected == NO_BLOCK {
+                return Ok(None);
             }
-        }
-        for number in missing.into_iter().rev() {
-            let Some(mac) = exists(number, fetched) else { break };
-            let block = self.read_block(state, keys, number, &mac)?;
-            fetched.push(Fetched { number, mac, block });
-        }
-        Ok(())
-    }
-
-    /// Keeps the blocks that were fetched, unless they have changed since: a block is the one that was verified as long as
-    /// the block above it holds the same MAC and nobody else has brought it into memory to change it.
-    pub(super) fn keep(&self, state: &mut State, fetched: Vec<Fetched>, first: ChunkIndex, last: ChunkIndex) {
-        if fetched.is_empty() {
-            return;
-        }
-        self.evict(state, &self.blocks_of(first, last));
-        for Fetched { number, mac, block } in fetched {
-            if known_mac(state, &[], number) == Some(mac) {
-                state.blocks.entry(number).or_insert(block);
+            let cached = cache.get(file, number, &expected);
+            if cached.is_none() && !std::mem::replace(&mut announced, true) {
+                announce();
+                for below in &missing {
+                    self.store.will_read(geometry.stored_block(*below), BLOCK_LEN as u64);
+                }
             }
+            found = Some(match cached {
+                Some(block) => block,
+                None => {
+                    let block = Arc::new(self.read_block(state, keys, number, &expected)?);
+                    cache.put(file, number, expected, Arc::clone(&block));
+                    block
+                }
+            });
         }
+        Ok(found)
     }
 
     pub(super) fn load_block(&self, state: &mut State, keys: &Keys, block: u64) -> Result<(), Error> {
@@ -159,8 +181,13 @@ impl File {
             return Ok(());
         }
         let expected = self.mac_of(state, keys, block)?;
-        let loaded =
-            if expected == NO_BLOCK { TagBlock::empty() } else { self.read_block(state, keys, block, &expected)? };
+        let loaded = if expected == NO_BLOCK {
+            TagBlock::empty()
+        } else if let Some(cached) = self.context.tags.take(self.opened, block, &expected) {
+            cached
+        } else {
+            self.read_block(state, keys, block, &expected)?
+        };
         state.blocks.insert(block, loaded);
         Ok(())
     }
@@ -190,7 +217,7 @@ impl File {
         let EntryPlace::Block(block, _) = geometry.entry_place(chunk) else {
             return geometry.last_with_same_tags(chunk);
         };
-        let is_absent = |block| known_mac(state, &[], block) == Some(NO_BLOCK);
+        let is_absent = |block| known_mac(state, block) == Some(NO_BLOCK);
         let (mut last, mut top, mut height) = (block, block, 0_u32);
         while is_absent(top) && !state.dirty.reach_below(top) {
             last = last_below(top, height);
@@ -264,22 +291,17 @@ impl File {
         Ok(())
     }
 
-    /// Makes room for more blocks by dropping every other clean one that is not wanted now, whichever these are; those
-    /// with others below them only if that is not enough. What is dropped is read again when it is needed.
+    /// Makes room for more blocks by dropping every other clean one that is not wanted now, whichever these are. Parents
+    /// of blocks that stay are dropped too: they are read again when they are needed.
     fn evict(&self, state: &mut State, wanted: &Range<u64>) {
-        let parents =
-            self.context.geometry.block_count(state.len()).saturating_sub(1).div_ceil(CHILDREN_PER_BLOCK as u64);
-        let limit = MAX_CACHED_BLOCKS + parents.min(MAX_CACHED_PARENTS) as usize;
-        for kept in [parents, 0] {
-            if state.blocks.len() < limit {
-                return;
-            }
-            let (dirty, in_flight) = (&state.dirty.blocks, &state.blocks_in_flight);
-            let mut spare = false;
-            state.blocks.retain(|block, _| {
-                spare = !spare;
-                spare || *block < kept || dirty.contains(block) || in_flight.contains(block) || wanted.contains(block)
-            });
+        if state.blocks.len() < MAX_CACHED_BLOCKS {
+            return;
         }
+        let (dirty, in_flight) = (&state.dirty.blocks, &state.blocks_in_flight);
+        let mut spare = false;
+        state.blocks.retain(|block, _| {
+            spare = !spare;
+            spare || dirty.contains(block) || in_flight.contains(block) || wanted.contains(block)
+        });
     }
 }

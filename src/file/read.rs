@@ -1,6 +1,7 @@
 //! Reading: geometry, one positional read for all chunks of a request, and each chunk opened into the reply.
 
 use super::keys::Layer;
+use super::map::Fetched;
 use super::state::State;
 use super::{Damage, Error, File, Keys};
 use crate::crypto::cipher::NonceAndTag;
@@ -15,8 +16,8 @@ thread_local! {
     static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// So much of the content is announced to the disk with its tag blocks. Longer reads are of those who read on, and the
-/// system reads ahead for them.
+/// So much is announced to the disk together with the tag blocks that it needs. Longer reads are of those who read on, and
+/// the system reads ahead for them.
 const MAX_AHEAD: u64 = 128 << 10;
 
 /// How much of a thread's buffer is kept between reads.
@@ -35,18 +36,21 @@ impl File {
             return Ok(());
         }
         let (first, last) = self.chunks(offset, PlainOffset(end));
-        let (state, keys) = self.loaded((state, keys), first, last)?;
-        // It may have become shorter while the lock was exchanged.
-        let end = end.min(state.len().0);
-        if offset.0 >= end {
-            return Ok(());
-        }
+        let fetched = self.fetch(&state, &keys, (first, last), || self.announce(first, last))?;
         let before = out.len();
-        let result = self.open_range(&state, &keys, offset, PlainOffset(end), out);
+        let result = self.open_range(&state, &keys, &fetched, offset, PlainOffset(end), out);
         if result.is_err() {
             out.truncate(before);
         }
         result
+    }
+
+    /// Tells the disk that these chunks are going to be read.
+    fn announce(&self, first: ChunkIndex, last: ChunkIndex) {
+        let (start, end) = (self.context.geometry.stored_chunk(first), self.context.geometry.stored_chunk(last));
+        if end.0 - start.0 < MAX_AHEAD {
+            self.store.will_read(start, end.0 - start.0 + self.context.geometry.chunk_len());
+        }
     }
 
     /// The first and the last chunk of a range that is not empty.
@@ -54,8 +58,7 @@ impl File {
         (self.context.geometry.chunk_of(start), self.context.geometry.chunk_of(PlainOffset(end.0 - 1)))
     }
 
-    /// A state in which the tag blocks of these chunks are in memory, and the keys that it goes with. Who reads other
-    /// chunks meanwhile does not wait for the disk, unless one is damaged.
+    /// A state in which the tag blocks of these chunks are in memory, and the keys that it goes with.
     fn loaded<'a>(
         &'a self,
         (state, keys): (RwLockReadGuard<'a, State>, Arc<Keys>),
@@ -65,17 +68,10 @@ impl File {
         if self.is_loaded(&state, first, last) {
             return Ok((state, keys));
         }
-        // Where they lie does not depend on what the tag blocks say: the disk gets to know all at once.
-        let (start, end) = (self.context.geometry.stored_chunk(first), self.context.geometry.stored_chunk(last));
-        if end.0 - start.0 < MAX_AHEAD {
-            self.store.will_read(start, end.0 - start.0 + self.context.geometry.chunk_len());
-        }
-        let fetched = self.fetch(&state, &keys, first, last);
         drop(state);
         let mut state = self.state.write();
         // The file may have got others.
         let keys = self.keys()?;
-        self.keep(&mut state, fetched, first, last);
         if self.context.geometry.chunk_count(state.len()) > first.0 {
             self.load(&mut state, &keys, first, last)?;
         }
@@ -86,6 +82,7 @@ impl File {
         &self,
         state: &State,
         keys: &Keys,
+        fetched: &Fetched,
         start: PlainOffset,
         end: PlainOffset,
         out: &mut Vec<u8>,
@@ -95,10 +92,10 @@ impl File {
         let base = out.len();
         out.resize(base + (end.0 - start.0) as usize, 0);
         SEALED.with_borrow_mut(|sealed| {
-            let (stored_from, read) = self.read_stored(state, first, last, sealed)?;
+            let (stored_from, read) = self.read_stored(state, fetched, first, last, sealed)?;
             for index in first.0..=last.0 {
                 let chunk = ChunkIndex(index);
-                let Some(entry) = self.entry(state, chunk) else { continue };
+                let Some(entry) = self.entry_with(state, fetched, chunk) else { continue };
                 let chunk_start = geometry.chunk_start(chunk).0;
                 let chunk_len = geometry.len_of_chunk(chunk, state.len()) as usize;
                 let bytes = match state.waiting(index) {
@@ -132,12 +129,15 @@ impl File {
     fn read_stored(
         &self,
         state: &State,
+        fetched: &Fetched,
         first: ChunkIndex,
         last: ChunkIndex,
         sealed: &mut Vec<u8>,
     ) -> Result<(u64, usize), Error> {
         let geometry = self.context.geometry;
-        let in_place = |index: &u64| state.waiting(*index).is_none() && self.entry(state, ChunkIndex(*index)).is_some();
+        let in_place = |index: &u64| {
+            state.waiting(*index).is_none() && self.entry_with(state, fetched, ChunkIndex(*index)).is_some()
+        };
         let (Some(from), Some(to)) = ((first.0..=last.0).find(in_place), (first.0..=last.0).rfind(in_place)) else {
             return Ok((0, 0));
         };
@@ -178,7 +178,7 @@ impl File {
         let len = geometry.len_of_chunk(chunk, state.len());
         let mut plain = zeroize::Zeroizing::new(Vec::with_capacity(geometry.chunk_len() as usize));
         if len > 0 {
-            self.open_range(state, keys, start, PlainOffset(start.0 + len), &mut plain)?;
+            self.open_range(state, keys, &Fetched::new(), start, PlainOffset(start.0 + len), &mut plain)?;
         }
         Ok(plain)
     }

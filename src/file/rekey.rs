@@ -9,6 +9,7 @@
 //! Each step changes what is in memory, with the state's lock held; any commit that follows, whoever makes it, takes all
 //! of it along. So a file that fits into one step is never seen in between.
 
+use super::map::Fetched;
 use super::state::{Mode, State};
 use super::{Error, File, Keys};
 use crate::crypto::derive::Dek;
@@ -149,7 +150,7 @@ impl File {
         let last = ChunkIndex(next - 1);
         let stop = PlainOffset(geometry.chunk_start(last).0 + geometry.len_of_chunk(last, state.len()));
         let mut plain = zeroize::Zeroizing::new(Vec::with_capacity((stop.0 - start.0) as usize));
-        self.open_range(state, keys, start, stop, &mut plain)?;
+        self.open_range(state, keys, &Fetched::new(), start, stop, &mut plain)?;
         // Nothing fails from here on.
         self.move_watermark(state, next);
         let sealer = keys.sealer(self.context.volume, state.page.header(), first, next - from);

@@ -45,6 +45,7 @@ impl Volume {
             epoch_floor: Epoch(0),
             journal: Arc::new(journal),
             ledger: std::sync::OnceLock::new(),
+            tags: crate::file::TagCache::default(),
         };
         Self { keep, tree, context: Arc::new(context) }
     }

@@ -49,14 +49,9 @@ impl File {
         let end = offset.0.checked_add(data.len() as u64).filter(|end| *end <= MAX_PLAIN_LEN).ok_or(Error::TooLong)?;
         self.context.journal.check()?;
         let full = {
-            let (state, keys) = (self.state.read(), self.keys()?);
-            let (first, last) = self.chunks(offset, PlainOffset(end));
-            let fetched = self.fetch(&state, &keys, first, last);
-            drop(state);
+            self.warm(offset, PlainOffset(end))?;
             let mut state = self.state.write();
-            // The file may have got others.
             let keys = self.keys()?;
-            self.keep(&mut state, fetched, first, last);
             let written = self.write_locked(&mut state, &keys, offset, PlainOffset(end), data);
             // What it left behind the end has to be cut off again, which the next commit does.
             written.inspect_err(|_| state.changed = true)?;
@@ -65,6 +60,15 @@ impl File {
                 || (state.mode == Mode::Committed && state.dirty.new_blocks.len() >= MAX_NEW_BLOCKS)
         };
         if full { self.commit() } else { Ok(()) }
+    }
+
+    /// Brings tag blocks that are going to be changed into the cache, while others may still read. What is damaged is found
+    /// when it is needed.
+    fn warm(&self, offset: PlainOffset, end: PlainOffset) -> Result<(), Error> {
+        let (state, keys) = (self.state.read(), self.keys()?);
+        let (first, last) = self.chunks(offset, end);
+        let _ = self.fetch(&state, &keys, (first, last), || ());
+        Ok(())
     }
 
     fn write_locked(

@@ -80,6 +80,12 @@ impl TagBlock {
         *blake3::Hasher::new_keyed(key.expose()).update(&self.0[..]).update(&block.to_le_bytes()).finalize().as_bytes()
     }
 
+    /// Another one with the same bytes.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     /// The entry with this number, `None` for a hole.
     pub fn entry(&self, number: usize) -> Option<NonceAndTag> {
         decode_entry(&self.0[number * ENTRY_LEN..][..ENTRY_LEN])

@@ -64,6 +64,7 @@ fn serve(volume: Volume, store: Arc<dyn Store>, journal: Journal, kms: &Arc<Fake
         epoch_floor: record.epoch_floor,
         journal: Arc::new(journal),
         ledger: std::sync::OnceLock::new(),
+        tags: crate::file::TagCache::default(),
     };
     let key = kms.unwrap(&record.newest().volume_key, record.id).unwrap().secret;
     let kms: Arc<dyn Kms> = Arc::<FakeKms>::clone(kms);

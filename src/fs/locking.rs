@@ -107,6 +107,7 @@ impl Fs {
         if let Some(mut gate) = self.gate.try_write_for(patience) {
             *gate = Gate::Closed;
         }
+        self.context.tags.clear();
         let files = self.files.lock();
         let mut left = 0;
         for open in files.values() {

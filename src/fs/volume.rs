@@ -322,6 +322,7 @@ impl Volume {
             epoch_floor: record.epoch_floor,
             journal: Arc::new(journal),
             ledger: std::sync::OnceLock::new(),
+            tags: crate::file::TagCache::default(),
         })
     }
 

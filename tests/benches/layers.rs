@@ -202,6 +202,7 @@ impl Bench {
             epoch_floor: Epoch(0),
             journal: Arc::new(journal),
             ledger: std::sync::OnceLock::new(),
+            tags: kmsfs::file::TagCache::default(),
         };
         Ok(Self { tree, context: Arc::new(context), _keep: keep })
     }

@@ -85,6 +85,7 @@ pub fn mount_with(path: &Path, key: &Path, log_len: u64) -> Result<Fs, Refused> 
         epoch_floor: record.epoch_floor,
         journal: Arc::new(journal),
         ledger: std::sync::OnceLock::new(),
+        tags: kmsfs::file::TagCache::default(),
     };
     let leases = Leases::new(kms, record.id, NonZeroUsize::new(64).unwrap());
     let store = Arc::new(DirStore::open(path).unwrap());

@@ -137,6 +137,7 @@ fn open(place: &Path) -> Fs {
         epoch_floor: record.epoch_floor,
         journal: Arc::new(journal),
         ledger: std::sync::OnceLock::new(),
+        tags: kmsfs::file::TagCache::default(),
     };
     let kms = kms(place);
     let key = kms.unwrap(&record.newest().volume_key, record.id).expect("the volume's key").secret;
