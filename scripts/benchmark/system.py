@@ -1,6 +1,7 @@
 """The machine: commands, caches, processes."""
 
 import ctypes
+import mmap
 import os
 import resource
 import signal
@@ -54,6 +55,14 @@ def build(*what):
 def need_root():
     if os.geteuid() != 0:
         raise Trouble("a filesystem is mounted here, and caches are dropped", "run as root, with sudo")
+
+
+def touch_memory(size):
+    """A virtual machine may have to ask its host for each page that was free for a while, at microseconds each, which would
+    count as somebody's time. Now so many bytes of them are there."""
+    with mmap.mmap(-1, size) as area:
+        for at in range(0, size, mmap.PAGESIZE):
+            area[at] = 1
 
 
 def drop_caches():

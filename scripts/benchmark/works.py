@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from . import tree
-from .system import MANY_FILES, MIB, Trouble, drop_caches, run
+from .system import MANY_FILES, MIB, Trouble, drop_caches, run, touch_memory
 
 SMALL_SIZE = 4096
 
@@ -59,6 +59,9 @@ class Work:
     def prepare(self, place, sizes):
         """Whatever has to be there, and is not part of the work."""
 
+    def make_ready(self, sizes):
+        """What has to be done just before."""
+
     def run(self, place, sizes):
         raise NotImplementedError
 
@@ -70,6 +73,7 @@ class Work:
         place.settle()
         if self.cold:
             drop_caches()
+        self.make_ready(sizes)
         before = place.cpu()
         sample = self.run(place, sizes)
         start = time.perf_counter()
@@ -155,6 +159,11 @@ class Fio(Work):
         if self.share < 1:
             options["runtime"] = sizes.seconds
         return run_fio(options, self.unit)
+
+    def make_ready(self, sizes):
+        if self.key in ("seq-write", "seq-append"):
+            # Once in the page cache of the mount, and once in that of the disk.
+            touch_memory(5 * sizes.size * MIB // 2)
 
     def finish(self, place):
         if "fdatasync" in self.options:
