@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 /// How many tag blocks of a file are kept because it is written to, 6 MiB: with 4 KiB chunks they cover 512 MiB of it.
 const MAX_CACHED_BLOCKS: usize = 512;
+
 impl Dirty {
     /// Whether a block or one below it has changed. Until changes are sealed they are not seen from above.
     fn reach_below(&self, block: u64) -> bool {
@@ -63,6 +64,14 @@ impl File {
         geometry.last_of_block(if top == damaged { last_below(top, height) } else { block })
     }
 
+    /// The entry of a chunk, `None` for a hole. Only if the tag block is in memory; [`load`](Self::load) sees to it.
+    pub(super) fn entry(&self, state: &State, chunk: ChunkIndex) -> Option<NonceAndTag> {
+        match self.context.geometry.entry_place(chunk) {
+            EntryPlace::Header(number) => state.page.entry(number),
+            EntryPlace::Block(block, number) => state.blocks.get(&block).and_then(|block| block.entry(number)),
+        }
+    }
+
     /// The same for a reader, who has fetched what is not in the state.
     pub(super) fn entry_with(&self, state: &State, fetched: &Fetched, chunk: ChunkIndex) -> Option<NonceAndTag> {
         if !fetched.is_empty()
@@ -72,14 +81,6 @@ impl File {
             return block.entry(number);
         }
         self.entry(state, chunk)
-    }
-
-    /// The entry of a chunk, `None` for a hole. Only if the tag block is in memory; [`load`](Self::load) sees to it.
-    pub(super) fn entry(&self, state: &State, chunk: ChunkIndex) -> Option<NonceAndTag> {
-        match self.context.geometry.entry_place(chunk) {
-            EntryPlace::Header(number) => state.page.entry(number),
-            EntryPlace::Block(block, number) => state.blocks.get(&block).and_then(|block| block.entry(number)),
-        }
     }
 
     /// The tag blocks of these chunks; none if all their entries are in the header page.
@@ -107,7 +108,10 @@ impl File {
     ) -> Result<(), Error> {
         let blocks = self.blocks_of(first, last);
         self.evict(state, &blocks);
-        blocks.into_iter().try_for_each(|block| self.load_block(state, keys, block))
+        for block in blocks {
+            self.load_block(state, keys, block)?;
+        }
+        Ok(())
     }
 
     /// The tag blocks of these chunks that are not in the state. Who needs only to look does not need the lock that it
@@ -151,7 +155,8 @@ impl File {
         while let Some(number) = missing.pop() {
             let expected = match (&found, parent(number)) {
                 (Some(above), Parent::Block(_, position)) => above.child(position),
-                _ => known_mac(state, number).unwrap_or(NO_BLOCK),
+                // The way up has ended here, because this is known.
+                _ => known_mac(state, number).ok_or(Damage::TagBlock(number))?,
             };
             // What is not there has nothing below it either.
             if expected == NO_BLOCK {
