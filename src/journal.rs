@@ -17,7 +17,7 @@ use crate::units::{FileId, StoredOffset};
 pub use crashed::Crashed;
 use log::Log;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-pub use record::{Content, Update};
+pub use record::{Content, Update, without_zeros};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io;

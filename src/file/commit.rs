@@ -15,7 +15,7 @@ use super::{Error, File, Keys};
 use crate::format::PAGE;
 use crate::format::geometry::EntryPlace;
 use crate::format::tags::{ENTRIES_PER_BLOCK, ENTRY_LEN, MAC_LEN, Parent, parent};
-use crate::journal::{Appended, Content, Update};
+use crate::journal::{Appended, Content, Update, without_zeros};
 use crate::store::{SetTime, StoreFile, Timestamp};
 use crate::units::{ChunkIndex, StoredOffset};
 use std::collections::HashMap;
@@ -238,7 +238,7 @@ impl File {
         for (number, block) in
             state.dirty.new_blocks.iter().filter_map(|number| Some((number, state.blocks.get(number)?)))
         {
-            writes.push((geometry.stored_block(*number), block.bytes()[..].into()));
+            writes.extend(without_zeros(geometry.stored_block(*number), block.bytes()));
         }
         for chunk in &state.dirty.entries {
             match geometry.entry_place(ChunkIndex(*chunk)) {

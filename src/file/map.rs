@@ -84,7 +84,7 @@ impl File {
     }
 
     /// The tag blocks of these chunks; none if all their entries are in the header page.
-    fn blocks_of(&self, first: ChunkIndex, last: ChunkIndex) -> Range<u64> {
+    pub(super) fn blocks_of(&self, first: ChunkIndex, last: ChunkIndex) -> Range<u64> {
         // A block that covers a chunk, or 0, and how many blocks begin before that chunk ends.
         let place = |chunk| match self.context.geometry.entry_place(chunk) {
             EntryPlace::Header(_) => (0, 0),

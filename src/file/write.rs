@@ -65,8 +65,11 @@ impl File {
     /// Brings tag blocks that are going to be changed into the cache, while others may still read. What is damaged is found
     /// when it is needed.
     fn warm(&self, offset: PlainOffset, end: PlainOffset) -> Result<(), Error> {
-        let (state, keys) = (self.state.read(), self.keys()?);
         let (first, last) = self.chunks(offset, end);
+        if self.blocks_of(first, last).is_empty() {
+            return Ok(());
+        }
+        let (state, keys) = (self.state.read(), self.keys()?);
         let _ = self.fetch(&state, &keys, (first, last), || ());
         Ok(())
     }

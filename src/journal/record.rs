@@ -49,6 +49,36 @@ impl From<&[u8]> for Content {
     }
 }
 
+impl Content {
+    /// Bytes that it takes in the log.
+    fn encoded_len(&self) -> usize {
+        12 + if let Self::Bytes(bytes) = self { bytes.len() } else { 0 }
+    }
+}
+
+/// The writes that put a tag block in place, without the zeros of which a new one mostly consists.
+pub fn without_zeros(at: StoredOffset, block: &[u8; BLOCK_LEN]) -> Vec<(StoredOffset, Content)> {
+    let mut filled = Vec::<Range<usize>>::new();
+    for word in (0..BLOCK_LEN).step_by(8).filter(|word| block[*word..word + 8] != [0; 8]) {
+        match filled.last_mut() {
+            Some(last) if word - last.end < LEAST_ZEROS => last.end = word + 8,
+            _ => filled.push(word..word + 8),
+        }
+    }
+    let (mut writes, mut end) = (Vec::new(), 0);
+    for range in filled.into_iter().chain(std::iter::once(BLOCK_LEN..BLOCK_LEN)) {
+        let place = |within: usize| StoredOffset(at.0 + within as u64);
+        if range.start > end {
+            writes.push((place(end), Content::Zeros(range.start - end)));
+        }
+        if !range.is_empty() {
+            writes.push((place(range.start), block[range.clone()].into()));
+        }
+        end = range.end;
+    }
+    writes
+}
+
 /// One atomic change of one file.
 #[derive(Clone, Debug, Default)]
 pub struct Update {
@@ -82,43 +112,9 @@ pub enum Record {
 
 /// Bytes that an update takes in the log.
 pub fn update_len(target: &Target, update: &Update) -> usize {
-    let writes: usize = update.writes.iter().flat_map(|(_, bytes)| parts(bytes)).map(|part| part.encoded_len()).sum();
+    let writes: usize = update.writes.iter().map(|(_, content)| content.encoded_len()).sum();
     let payload = 16 + 8 + 8 + 12 + target.path.len() + writes + update.voids.len() * 16;
     (HEAD_LEN + payload).next_multiple_of(ALIGN)
-}
-
-/// A part of a write as it stands in the log.
-struct Part {
-    range: Range<usize>,
-    zeros: bool,
-}
-
-impl Part {
-    fn encoded_len(&self) -> usize {
-        12 + if self.zeros { 0 } else { self.range.len() }
-    }
-}
-
-/// The parts of a write. A tag block that is new is mostly zeros; anything else is ciphertext, and taken as it is.
-fn parts(content: &Content) -> Vec<Part> {
-    let bytes = match content {
-        Content::Bytes(bytes) if bytes.len() == BLOCK_LEN => bytes,
-        other => return vec![Part { range: 0..other.len(), zeros: matches!(other, Content::Zeros(_)) }],
-    };
-    let (mut parts, mut zeros_from) = (Vec::<Part>::new(), 0);
-    for at in (0..BLOCK_LEN).step_by(8).filter(|at| bytes[*at..at + 8] != [0; 8]) {
-        match parts.last_mut() {
-            Some(last) if at - zeros_from < LEAST_ZEROS => last.range.end = at + 8,
-            _ => {
-                parts.push(Part { range: zeros_from..at, zeros: true });
-                parts.push(Part { range: at..at + 8, zeros: false });
-            }
-        }
-        zeros_from = at + 8;
-    }
-    parts.push(Part { range: zeros_from..BLOCK_LEN, zeros: true });
-    parts.retain(|part| !part.range.is_empty());
-    parts
 }
 
 /// Appends a batch record.
@@ -129,12 +125,10 @@ pub fn encode_batch(batch: u64, place: &Place, log: &mut Vec<u8>) {
 /// Appends an update record.
 pub fn encode_update(target: &Target, update: &Update, place: &Place, log: &mut Vec<u8>) {
     encode(KIND_UPDATE, place, log, |log| {
-        let writes: Vec<_> = update.writes.iter().map(|(offset, bytes)| (offset, bytes, parts(bytes))).collect();
-        let count = writes.iter().map(|(_, _, parts)| parts.len()).sum();
         log.extend_from_slice(&target.file.0);
         log.extend_from_slice(&target.ino.to_le_bytes());
         log.extend_from_slice(&update.stored_len.0.to_le_bytes());
-        for count in [target.path.len(), count, update.voids.len()] {
+        for count in [target.path.len(), update.writes.len(), update.voids.len()] {
             log.extend_from_slice(&(count as u32).to_le_bytes());
         }
         log.extend_from_slice(&target.path);
@@ -142,13 +136,14 @@ pub fn encode_update(target: &Target, update: &Update, place: &Place, log: &mut 
             log.extend_from_slice(&offset.0.to_le_bytes());
             log.extend_from_slice(&len.to_le_bytes());
         }
-        for (offset, bytes, parts) in writes {
-            for Part { range, zeros } in parts {
-                log.extend_from_slice(&(offset.0 + range.start as u64).to_le_bytes());
-                let flag = if zeros { ZEROS_FLAG } else { 0 };
-                log.extend_from_slice(&(range.len() as u32 | flag).to_le_bytes());
-                log.extend_from_slice(if zeros { &[] } else { &bytes[range] });
-            }
+        for (offset, content) in &update.writes {
+            let (flag, bytes) = match content {
+                Content::Bytes(bytes) => (0, &bytes[..]),
+                Content::Zeros(_) => (ZEROS_FLAG, &[][..]),
+            };
+            log.extend_from_slice(&offset.0.to_le_bytes());
+            log.extend_from_slice(&(content.len() as u32 | flag).to_le_bytes());
+            log.extend_from_slice(bytes);
         }
     });
 }
@@ -300,20 +295,20 @@ mod tests {
         block[80..120].fill(1);
         block[BLOCK_LEN - 32..].fill(2);
         let (target, mut update) = sample();
-        update.writes = vec![(StoredOffset(4096), block[..].into())];
+        update.writes = without_zeros(StoredOffset(4096), &block);
         let mut log = Vec::new();
         encode_update(&target, &update, &PLACE, &mut log);
         assert_eq!(log.len(), update_len(&target, &update));
         assert!(log.len() < 384, "{} bytes", log.len());
         let Some((Record::Update(_, found), ..)) = decode(&log) else { panic!("no record") };
         assert_eq!(found.writes.len(), 4, "zeros, an entry, zeros, a MAC");
-        assert_eq!(applied(&found, 4096 + BLOCK_LEN), applied(&update, 4096 + BLOCK_LEN));
+        assert_eq!(applied(&found, 4096 + BLOCK_LEN)[4096..], block);
     }
 
     #[test]
     fn zeros_beyond_a_block_are_no_record() {
         let (target, mut update) = sample();
-        update.writes = vec![(StoredOffset(4096), [0; BLOCK_LEN][..].into())];
+        update.writes = without_zeros(StoredOffset(4096), &[0; BLOCK_LEN]);
         let mut log = Vec::new();
         encode(KIND_UPDATE, &PLACE, &mut log, |log| {
             let mut whole = Vec::new();
@@ -334,12 +329,12 @@ mod tests {
                 block[at..BLOCK_LEN.min(at + len)].fill(byte);
             }
             let (target, mut update) = sample();
-            update.writes = vec![(StoredOffset(64), block[..].into())];
+            update.writes = without_zeros(StoredOffset(64), &block);
             let mut log = Vec::new();
             encode_update(&target, &update, &PLACE, &mut log);
             prop_assert_eq!(log.len(), update_len(&target, &update));
             let Some((Record::Update(_, found), ..)) = decode(&log) else { panic!("no record") };
-            prop_assert_eq!(applied(&found, 64 + BLOCK_LEN), applied(&update, 64 + BLOCK_LEN));
+            prop_assert_eq!(&applied(&found, 64 + BLOCK_LEN)[64..], &block[..]);
         }
 
         #[test]

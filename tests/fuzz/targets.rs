@@ -232,10 +232,6 @@ fn journal_record(data: &[u8]) {
     match parsed {
         Record::Batch(batch) => record::encode_batch(batch, &place, &mut encoded),
         Record::Update(target, update) => {
-            if update.writes.iter().any(|(_, bytes)| bytes.len() == BLOCK_LEN) {
-                // Its zeros may have been spelled out, as they once were.
-                return;
-            }
             assert_eq!(record::update_len(&target, &update), end);
             record::encode_update(&target, &update, &place, &mut encoded);
         }

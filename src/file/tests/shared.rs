@@ -2,23 +2,12 @@
 //! changed, committed and dropped again while others look for it.
 
 use super::*;
+use crate::file::crash_tests::Draws;
 use std::collections::HashMap;
 use std::thread;
 
 const BLOCKS: u64 = 1500;
 const THREADS: u64 = 4;
-
-/// The same places and order for the same seed (xorshift).
-struct Draws(u64);
-
-impl Draws {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-}
 
 /// A chunk of this thread's: in every block, between those of the others.
 fn place(draws: &mut Draws, thread: u64) -> PlainOffset {
@@ -57,9 +46,8 @@ fn threads_that_are_all_over_a_large_file_see_what_they_wrote_last() {
     file.set_len(PlainOffset((64 + BLOCKS * 256) * 4096)).unwrap();
     file.commit().unwrap();
     let written: HashMap<u64, u8> = thread::scope(|scope| {
-        let running: Vec<_> = (0..THREADS).map(|thread| (thread, &file)).collect();
-        let running: Vec<_> =
-            running.into_iter().map(|(thread, file)| scope.spawn(move || use_it(file, thread))).collect();
+        let file = &file;
+        let running: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || use_it(file, thread))).collect();
         running.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
     file.commit().unwrap();
